@@ -1,0 +1,59 @@
+"""What is recorded beside identity: the machine, the packages, slmkit's own commit. Advice for people; nothing here is hashed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import slmkit
+
+MAIN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "lm_eval", "safetensors", "tokenizers", "numpy", "gptqmodel")
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict:
+    """Python, platform, packages, and the GPU if a step has already loaded torch (it is not loaded for this)."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "cuda": None, "gpus": []}
+    found["packages"] = {name: v for name in MAIN if (v := version(name))}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["cuda"] = torch.version.cuda
+            found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def requirements() -> str:
+    """Every installed distribution, pinned, sorted: enough to build this environment again."""
+    pins = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    return "".join(f"{name}=={v}\n" for name, v in sorted(pins.items(), key=lambda p: p[0].lower()))
+
+
+def tool() -> dict:
+    """slmkit's version, and its git commit, tree and dirtiness when it runs from a checkout."""
+    found = {"slmkit": slmkit.__version__, "commit": None, "tree": None, "dirty": None}
+    top = Path(slmkit.__file__).parent.parent
+    if (top / ".git").exists():
+        try:
+            found["commit"] = _git(top, "rev-parse", "HEAD")
+            found["tree"] = _git(top, "rev-parse", "HEAD^{tree}")
+            found["dirty"] = bool(_git(top, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, subprocess.SubprocessError):
+            pass  # no git on this machine, or a checkout without commits: the version alone is recorded
+    return found
+
+
+def _git(top: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(top), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

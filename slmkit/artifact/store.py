@@ -1,0 +1,174 @@
+"""The store: immutable artifact folders, names for people in refs/, unfinished work in .work/.
+
+Publishing is one rename of a folder that already holds its manifest, so at any moment, kill -9 included, every folder of the
+store is a whole artifact. A work folder is keyed by its fingerprint: resuming under another config cannot happen. Its lock is
+held by flock, which the kernel lets go when the process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from slmkit.artifact import manifest
+from slmkit.artifact.manifest import Artifact
+from slmkit.errors import Busy, StoreError, UsageError
+
+
+class Store:
+    """A folder of artifacts. Nothing is created until something is written."""
+
+    def __init__(self, root: Path):
+        self.root = root.absolute()
+        self.refs, self.works = self.root / "refs", self.root / ".work"
+
+    def place(self, kind: str, fingerprint: str) -> Path:
+        return self.root / f"{kind}-{fingerprint[:12]}"
+
+    def work(self, kind: str, fingerprint: str) -> Path:
+        return self.works / f"{kind}-{fingerprint[:12]}"
+
+    def find(self, kind: str, fingerprint: str) -> Artifact | None:
+        """The artifact of a fingerprint, compared whole; None when it is not there or lacks files."""
+        place = self.place(kind, fingerprint)
+        if not (place / manifest.MANIFEST).is_file():
+            return None
+        found = manifest.load(place)
+        return found if found.fingerprint == fingerprint and found.present() else None
+
+    def artifacts(self) -> list[Artifact]:
+        """All whole artifacts, newest last."""
+        folders = [p.parent.parent for p in self.root.glob(f"*/{manifest.MANIFEST}")]
+        return sorted((manifest.load(f) for f in folders), key=lambda a: (a.manifest["run"]["finished"], a.path.name))
+
+    def by_fingerprint(self, fingerprint: str) -> Artifact | None:
+        found = [manifest.load(p.parent.parent) for p in self.root.glob(f"*-{fingerprint[:12]}/{manifest.MANIFEST}")]
+        return next((a for a in found if a.fingerprint == fingerprint), None)
+
+    def ref(self, recipe: str, step: str) -> Artifact | None:
+        """The artifact that a name stands for, or None."""
+        path = self.refs / recipe / step
+        return manifest.load(path.resolve()) if (path / manifest.MANIFEST).is_file() else None
+
+    def resolve(self, text: str) -> Artifact:
+        """An artifact by path, `recipe/step`, folder name, or at least 6 hex digits of its fingerprint. Raises UsageError."""
+        path = Path(text)
+        if text and (path / manifest.MANIFEST).is_file():
+            return manifest.load(path.resolve())
+        if path.is_dir() and path.parent.name != "refs" and ("/" in text or not self.root.is_dir()):
+            raise UsageError(f"{text} is a folder but no artifact: it has no .slmkit/manifest.json")
+        parts = text.split("/")
+        if len(parts) == 2 and ".." not in parts and (self.refs / text / manifest.MANIFEST).is_file():
+            return manifest.load((self.refs / text).resolve())
+        folders = sorted(p.parent.parent for p in self.root.glob(f"*/{manifest.MANIFEST}"))
+        hits = [f for f in folders if f.name == text or (len(text) >= 6 and f.name.rpartition("-")[2].startswith(text[:12]))]
+        if len(hits) == 1:
+            return manifest.load(hits[0])
+        if len(hits) > 1:
+            raise UsageError(f"`{text}` is ambiguous", mend=f"one of {', '.join(h.name for h in hits)}")
+        raise UsageError(f"no artifact `{text}` in {self.root}", mend="`slmkit ls` lists what is there")
+
+    @contextlib.contextmanager
+    def hold(self, kind: str, fingerprint: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[Path]:
+        """Hold the lock of a piece of work; yields its work folder. Raises Busy without `wait` when another process has it."""
+        work = self.work(kind, fingerprint)
+        told = False
+        while True:
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:
+                continue  # the other process published and removed the folder in between
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
+                os.close(handle)
+                if not wait:
+                    what = f"{work.name} is being built by process {holder}"
+                    raise Busy(what, where=work, mend="leave out --no-wait to wait for it") from None
+                if not told:
+                    waiting(f"{work.name} is being built by process {holder}; waiting for it")
+                    told = True
+                time.sleep(0.2)
+                continue
+            if _same(handle, work / "lock"):
+                break
+            os.close(handle)  # we locked a file that was removed: the work is done, look again
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            yield work
+        finally:
+            os.close(handle)
+
+    def publish(self, work: Path, kind: str, fingerprint: str) -> Artifact:
+        """Rename work/out into the store. Whatever stood there under the same fingerprint goes to the trash first."""
+        place = self.place(kind, fingerprint)
+        _sync_folder(work / "out")
+        if place.exists() or place.is_symlink():
+            self.discard(place)
+        os.rename(work / "out", place)
+        _sync_folder(self.root)
+        return manifest.load(place)
+
+    def discard(self, path: Path) -> None:
+        """Remove a folder of the store: renamed out of sight first, so that no half of it is ever seen."""
+        self.works.mkdir(parents=True, exist_ok=True)
+        trash = self.works / f"trash-{path.name}-{os.getpid()}-{time.time_ns()}"
+        os.rename(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def name(self, recipe: str, step: str, artifact: Artifact) -> None:
+        """Point refs/<recipe>/<step> at an artifact, atomically; nothing is written when it does already."""
+        link = self.refs / recipe / step
+        target = os.path.relpath(artifact.path, link.parent)
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{step}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        here, there = os.fstat(handle), os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def explain_os_error(error: BaseException, root: Path) -> StoreError | None:
+    """Disk full or read-only anywhere in an exception's chain as a clear StoreError, else None.
+
+    Libraries wrap these in errors of their own (safetensors, torch), so the free space is looked at too.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = getattr(seen, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(seen):
+            return StoreError("the disk is full", where=root, mend="free some space (`slmkit gc`) and run the same command again: it goes on")
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+            path = getattr(seen, "filename", None) or root
+            return StoreError(f"cannot write: {os.strerror(number)}", where=path, mend="choose a store that can be written with --store")
+        seen = seen.__cause__ or seen.__context__
+    nearest = next(p for p in (root, *root.parents) if p.exists())
+    if shutil.disk_usage(nearest).free < 1 << 16:
+        return StoreError("the disk is full", where=root, mend="free some space (`slmkit gc`) and run the same command again: it goes on")
+    return None

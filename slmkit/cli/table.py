@@ -1,0 +1,53 @@
+"""The quickstart's closing table: what the base could do, what the tuned model can, and what INT4 keeps of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from slmkit.cli.out import Stdout, Terminal
+
+
+def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) -> None:
+    """Run the recipe, then print the table on stderr and the folder of the quantized model on stdout."""
+    import sys
+
+    from slmkit.engine import Engine
+    from slmkit.errors import CheckFailed
+
+    stdout, started = Stdout(), time.monotonic()
+    verbs.quiet_libraries()
+    made, home, _lock = verbs.load_and_plan(str(recipe), None, None, None, None, store, True)
+    screen = Terminal(quiet)
+    engine = Engine(made, home, screen, argv=tuple(sys.argv))
+    failed = None
+    try:
+        engine.run()
+    except CheckFailed as e:
+        failed = e
+    seconds = time.monotonic() - started
+    by_name = {o.row.name: o for o in engine.outcomes}
+    screen.say(render(by_name["score"].artifact.manifest["result"], seconds))
+    if json:
+        stdout.object(verbs.summary(by_name["int4"], engine.outcomes, seconds))
+    else:
+        stdout.line(str(by_name["int4"].artifact.path))
+    if failed:
+        raise failed
+
+
+def render(result: dict, seconds: float) -> str:
+    """The table as text: one row per model, exact match and field F1 with standard errors, size, speed."""
+    lines = ["", f"{'model':<8} {'exact match':>16} {'field F1':>16} {'size':>10} {'tokens/s':>10}"]
+    for model, tasks in result["scores"].items():
+        scores = next(iter(tasks.values()))
+        size = result["size_bytes"][model] / 1e6
+        speed = result["speed"][model]["tokens_per_second"]
+        lines.append(f"{model:<8} {_score(scores, 'exact_match'):>16} {_score(scores, 'field_f1'):>16} {size:>7.2f} MB {speed:>10.0f}")
+    return "\n".join([*lines, f"in {seconds:.0f} s", ""])
+
+
+def _score(scores: dict, name: str) -> str:
+    error = scores.get(f"{name}_stderr")
+    spread = f" ± {100 * error:.1f}" if isinstance(error, float) else ""
+    return f"{100 * scores[name]:.1f} %{spread}"

@@ -1,0 +1,214 @@
+"""The verbs that build: `run`, `plan`, and one per step kind. Each is load → plan → run.
+
+Options are the same everywhere: --set edits the recipe, --from gives an input, --store says where, --json asks for one object.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slmkit.errors import UsageError
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+StepArg = Annotated[str | None, typer.Argument(metavar="[STEP]", help="Which step, where the recipe has several.")]
+SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key: --set steps.sft.lora.r=8. May be repeated.")]
+FromOpt = Annotated[
+    list[str] | None, typer.Option("--from", metavar="ROLE=REF", help="Give an input: a path, recipe/step, artifact:…, hf:…, or - for stdin.")
+]
+StoreOpt = Annotated[Path, typer.Option("--store", envvar="SLMKIT_STORE", metavar="DIR", help="Where artifacts lie.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")]
+QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
+LockedOpt = Annotated[bool | None, typer.Option("--locked/--no-locked", help="Refuse hub names that are not in the lock file. [default: on under CI]")]
+NoWaitOpt = Annotated[bool, typer.Option("--no-wait", help="Exit 75 instead of waiting when another process builds the same.")]
+STORE = Path("artifacts")
+
+
+def kind_help(name: str) -> str:
+    """Help of a kind's verb: examples first, then the kind's own docstring."""
+    from slmkit.steps import _registry
+
+    first, _, rest = _registry.doc(name).partition("\n")
+    blocks = [b for b in rest.strip("\n").split("\n\n") if b.strip()]
+    examples = [f"\b\n{b}" for b in blocks if b.startswith("  ")] or [f"\b\n  slmkit {name} recipe.yaml"]
+    return "\n\n".join([first, *examples, *(b for b in blocks if not b.startswith("  "))])
+
+
+def kind_verb(kind: str):
+    """The command function of a step kind."""
+
+    def verb(
+        recipe: RecipeArg, step: StepArg = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE,
+        json: JsonOpt = False, quiet: QuietOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
+    ) -> None:
+        _build(recipe, kind, step, set_, from_, store, json, quiet, locked, no_wait)
+
+    verb.__name__ = kind
+    return verb
+
+
+def run(
+    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Run only what this step needs.")] = None,
+    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False,
+    locked: LockedOpt = None, no_wait: NoWaitOpt = False,
+) -> None:
+    """Run a recipe: all its steps, or what one step needs; finished ones are not done again.
+
+    \b
+      slmkit run recipe.yaml
+      slmkit run recipe.yaml --set steps.sft.learning_rate=1e-4
+      slmkit run recipe.yaml int4 --json | jq .result
+    """
+    _build(recipe, None, step, set_, from_, store, json, quiet, locked, no_wait)
+
+
+def plan(
+    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Plan only what this step needs.")] = None,
+    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, locked: LockedOpt = None,
+) -> None:
+    """Say for every step what would happen and why: cached, build, resume, stale or blocked. Changes nothing.
+
+    \b
+      slmkit plan recipe.yaml
+      slmkit plan recipe.yaml --set steps.sft.lora.r=8 --json | jq '.steps[] | {name, action, why}'
+    """
+    from slmkit.cli import out
+
+    made, _store, _lock = load_and_plan(recipe, None, step, set_, from_, store, locked)
+    if json:
+        import json as js
+
+        return out.show(js.dumps({"recipe": made.recipe.name, "steps": [_row(r) for r in made.rows]}, ensure_ascii=False))
+    out.show(_table(made))
+
+
+def _row(row) -> dict:
+    given = [{"role": i.role, "name": i.name, "type": i.type, "uri": i.uri, "step": i.step, "chosen": i.filled} for i in row.inputs]
+    return {
+        "name": row.name, "kind": row.kind.name, "action": row.action, "why": list(row.why), "fingerprint": row.fingerprint,
+        "gives": row.gives, "inputs": given, "config": row.payload["config"], "estimate": row.estimate,
+    }
+
+
+def _table(made) -> str:
+    lines = [f"{made.recipe.name}: {sum(r.action == 'cached' for r in made.rows)} of {len(made.rows)} steps are done"]
+    wide = max(len(r.name) for r in made.rows)
+    kinds = max(len(r.kind.name) for r in made.rows)
+    for row in made.rows:
+        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{' (chosen)' if i.filled else ''}" for i in row.inputs)
+        needs = "".join(f"  {key.replace('_', ' ')} {value}" for key, value in row.estimate.items())
+        why = f"  {'; '.join(row.why)}" if row.why else ""
+        lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")
+        lines.append(f"  {'':<{wide}}    {given}{needs}")
+    return "\n".join(lines)
+
+
+def load_and_plan(recipe, kind, step, set_, from_, store, locked):
+    """load → plan. Returns the plan, the store and the lock."""
+    from slmkit import plan as planning
+    from slmkit.artifact.store import Store
+    from slmkit.recipe.load import chosen_in, load
+    from slmkit.recipe.lock import Lock
+
+    home = Store(store)
+    path = Path(recipe)
+    pick = (kind, step) if kind else None
+    froms = _froms(from_ or [], home)
+    if froms and not pick:
+        pick = _pick_by_name(path, set_, step)
+    loaded = load(path, set_ or [], froms, pick)
+    target = step
+    if kind:
+        target = chosen_in(loaded, kind, step)
+    elif step and step not in loaded.steps:
+        raise UsageError(f"the recipe has no step `{step}`", where=recipe, mend=f"its steps are {', '.join(loaded.steps)}")
+    lock = Lock(loaded.lock_path, frozen=bool(os.environ.get("CI")) if locked is None else locked)
+    return planning.make(loaded, home, lock, target), home, lock
+
+
+def _pick_by_name(path: Path, sets, step: str | None) -> tuple[str, str]:
+    """`run --from` needs the step that the reference is for."""
+    if step is None:
+        raise UsageError("--from says what one step gets", mend="name the step: slmkit run RECIPE STEP --from model=REF")
+    from slmkit.recipe.load import load
+
+    steps = load(path, sets or []).steps
+    if step not in steps:
+        raise UsageError(f"the recipe has no step `{step}`", where=path, mend=f"its steps are {', '.join(steps)}")
+    return steps[step].kind.name, step
+
+
+def _froms(texts: list[str], store) -> list[tuple[str, str]]:
+    """--from texts as (role, reference), stdin read, paths made absolute, names looked up in the store."""
+    pairs = []
+    for text in texts:
+        role, equals, reference = text.partition("=")
+        if not equals or not role or not reference:
+            raise UsageError(f"--from {text}: not of the form ROLE=REF", mend="for example --from model=artifacts/train-0123456789ab")
+        pairs += [(role, _reference(r, store)) for r in (_stdin(role) if reference == "-" else [reference])]
+    return pairs
+
+
+def _stdin(role: str) -> list[str]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(f"--from {role}=-: nothing is piped in", mend="put a command that prints a path before it: slmkit train r.yaml | …")
+    lines = [line.strip() for line in sys.stdin if line.strip()]
+    if not lines:
+        raise UsageError(f"--from {role}=-: nothing came on stdin", mend="the command before the pipe made no artifact: see its error")
+    return lines
+
+
+def _reference(text: str, store) -> str:
+    if text.startswith(("hf:", "demo:", "artifact:", "$")):
+        return text
+    if Path(text).exists():
+        return str(Path(text).absolute())
+    return str(store.resolve(text).path)
+
+
+def _build(recipe, kind, step, set_, from_, store, json, quiet, locked, no_wait) -> None:
+    from slmkit.cli.out import Stdout, Terminal
+
+    stdout = Stdout()
+    quiet_libraries()
+    made, home, lock = load_and_plan(recipe, kind, step, set_, from_, store, locked)
+    screen = Terminal(quiet)
+    if lock.save():
+        screen.say(f"wrote {lock.path}")
+    from slmkit.engine import Engine
+
+    started = time.monotonic()
+    outcomes = Engine(made, home, screen, wait=not no_wait, argv=tuple(sys.argv)).run()
+    last = next(o for o in outcomes if o.row.name == made.target)
+    if json:
+        stdout.object(summary(last, outcomes, time.monotonic() - started))
+    else:
+        stdout.line(str(last.artifact.path))
+
+
+QUIET_LIBRARIES = {
+    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+
+
+def quiet_libraries() -> None:
+    """Settings that libraries read at import: no telemetry, no bars, no advice on the screen."""
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+
+
+def summary(last, outcomes, seconds: float) -> dict:
+    def one(o) -> dict:
+        return {"path": str(o.artifact.path), "fingerprint": o.artifact.fingerprint, "digest": o.artifact.digest, "cached": o.cached,
+                "result": o.artifact.manifest["result"], "seconds": round(o.seconds, 3)}
+
+    return one(last) | {"seconds": round(seconds, 3), "steps": [{"name": o.row.name, "kind": o.row.kind.name, **one(o)} for o in outcomes]}
+
+
+COMMANDS = {"run": run, "plan": plan}

@@ -1,0 +1,237 @@
+"""Recipe × Lock × Store → Plan: for every step its fingerprint, what will happen (cached, build, resume, stale, blocked), and why.
+
+The fingerprint of a whole chain is known before anything runs, because an artifact input is identified by its own fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slmkit import inputs
+from slmkit.artifact import fingerprint as fp
+from slmkit.artifact.digest import Cache
+from slmkit.artifact.manifest import Artifact
+from slmkit.artifact.provenance import version
+from slmkit.artifact.store import Store
+from slmkit.errors import RecipeError, UsageError
+from slmkit.inputs import Planned
+from slmkit.recipe.load import BRIDGES
+from slmkit.recipe.lock import Lock
+from slmkit.recipe.model import InputSpec, Recipe, StepSpec
+from slmkit.steps import _registry
+from slmkit.steps._registry import Kind
+from slmkit.steps._step import Born
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of the plan. `payload` is what was hashed into `fingerprint`; `why` are reasons in the user's fields."""
+
+    name: str
+    kind: Kind
+    config: Any
+    execution: Any
+    inputs: tuple[Planned, ...]
+    payload: dict
+    fingerprint: str
+    gives: str
+    action: str
+    why: tuple[str, ...]
+    estimate: dict = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kind.name}-{self.fingerprint[:12]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Frozen, ordered rows; the last row that was asked for is `target`."""
+
+    recipe: Recipe
+    rows: tuple[Row, ...]
+    target: str
+
+
+def make(recipe: Recipe, store: Store, lock: Lock, target: str | None = None) -> Plan:
+    """Plan a recipe, or only what the step `target` needs. Raises RecipeError, CannotRun (a hub name without a network)."""
+    wanted = _closure(recipe, target)
+    cache = Cache(store.works / "digests.json")
+    planner = _Planner(recipe, store, lock, cache)
+    for name, spec in recipe.steps.items():
+        if name in wanted:
+            planner.add(spec)
+    cache.save()
+    if planner.problems:
+        raise RecipeError(planner.problems)
+    return Plan(recipe, tuple(planner.rows.values()), target or list(recipe.steps)[-1])
+
+
+def _closure(recipe: Recipe, target: str | None) -> set[str]:
+    if target is None:
+        return set(recipe.steps)
+    wanted, waiting = set(), [target]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += [i.step for i in recipe.steps[name].inputs if i.step]
+    return wanted
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, store: Store, lock: Lock, cache: Cache):
+        self.recipe, self.store, self.lock, self.cache = recipe, store, lock, cache
+        self.rows: dict[str, Row] = {}
+        self.problems: list = []
+
+    def add(self, spec: StepSpec) -> None:
+        planned = []
+        for one in spec.inputs:
+            try:
+                planned.append(self._input(spec, one))
+            except RecipeError as e:
+                self.problems += e.problems
+        if len(planned) == len(spec.inputs) and not self.problems:
+            self._row(spec.name, spec.kind, spec.config, spec.execution, tuple(planned))
+
+    def _input(self, spec: StepSpec, one: InputSpec) -> Planned:
+        takes = spec.kind.takes[one.role]
+        if one.step:
+            made = self.rows.get(one.step)
+            if made is None:
+                raise RecipeError([])
+            planned = inputs.of_step(one, takes, one.step, made.gives, made.fingerprint, made.folder)
+        else:
+            planned = inputs.of_source(one, takes, self.lock, self.store, self.cache)
+        if planned.type in takes.types:
+            return planned
+        bridge = next((BRIDGES[planned.type, t] for t in takes.types if (planned.type, t) in BRIDGES), None)
+        if bridge is None:
+            what = f"`{one.role}` takes a {' or '.join(takes.types)}, and {planned.uri} is a {planned.type}"
+            raise RecipeError([one.mark.problem(what)])
+        return self._bridged(bridge, spec, one, takes, planned)
+
+    def _bridged(self, bridge: str, spec: StepSpec, one: InputSpec, takes, planned: Planned) -> Planned:
+        """Put a step of its own between an adapter and what wants a model."""
+        name = f"{planned.step or planned.name}-{bridge}"
+        kind = _registry.load(bridge)
+        role = next(iter(kind.takes))
+        config = kind.module.Config.model_validate({role: f"${planned.step}" if planned.step else planned.uri})
+        if name in self.recipe.steps:
+            mend = f"name it in `{one.role}:` if it is meant, or rename it"
+            raise RecipeError([one.mark.problem(f"an adapter is merged on the way as step `{name}`, and the recipe has one of that name", mend)])
+        below = replace(planned, role=role, identity={k: v for k, v in planned.identity.items() if k != "name"})
+        row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below,))
+        label = InputSpec(one.role, one.label or planned.name, name, None, one.columns, one.mark, one.filled)
+        return inputs.of_step(label, takes, name, row.gives, row.fingerprint, row.folder)
+
+    def _row(self, name: str, kind: Kind, config, execution, planned: tuple[Planned, ...]) -> Row:
+        pins = {p: version(p) for p in kind.pins}
+        payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
+        row = Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", ())
+        action, why = self._action(row)
+        estimate = kind.hook("estimate")
+        row = replace(row, action=action, why=why, estimate=estimate(config, execution, _sizes(planned)) if estimate else {})
+        self.rows[name] = row
+        return row
+
+    def _action(self, row: Row) -> tuple[str, tuple[str, ...]]:
+        found = self.store.find(row.kind.name, row.fingerprint)
+        if found:
+            digests = {i.step: self._digest(i) for i in row.inputs if i.step}
+            stale = consumed_other(found, row, digests)
+            return ("stale", stale) if stale else ("cached", ())
+        upstream = [i.step for i in row.inputs if i.step and self.rows[i.step].action == "blocked"]
+        if upstream:
+            return "blocked", (f"`{upstream[0]}` is blocked",)
+        blocked = row.kind.hook("blocked")
+        reason = blocked(row.config, row.execution) if blocked else None
+        if reason:
+            return "blocked", (reason,)
+        before = self.store.ref(self.recipe.name, row.name)
+        why = reasons(before.manifest["fingerprint_payload"], row) if before and before.kind == row.kind.name else ("never built",)
+        state = self.store.work(row.kind.name, row.fingerprint) / "state"
+        if state.is_dir() and any(state.iterdir()):
+            return "resume", ("an earlier attempt left its state", *(() if why == ("never built",) else why))
+        return ("build" if why == ("never built",) else "stale"), why
+
+    def _digest(self, planned: Planned) -> str | None:
+        made = self.rows[planned.step]
+        found = self.store.find(made.kind.name, made.fingerprint)
+        return found.digest if found else None
+
+
+def identity(config: Any, kind: Kind) -> dict:
+    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default."""
+    body = config.model_dump(mode="json", exclude=set(kind.takes))
+    return _without_born(body, config)
+
+
+def _without_born(body: dict, config: Any) -> dict:
+    out = {}
+    for key, value in body.items():
+        born = next((m for m in type(config).model_fields[key].metadata if isinstance(m, Born)), None)
+        if born is not None and value == born.default:
+            continue
+        below = getattr(config, key)
+        out[key] = _without_born(value, below) if hasattr(type(below), "model_fields") else value
+    return out
+
+
+def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
+    out: dict = {}
+    for one in planned:
+        if kind.takes[one.role].many:
+            out.setdefault(one.role, []).append(one.identity)
+        else:
+            out[one.role] = one.identity
+    names = [i.get("name") for role, takes in kind.takes.items() if takes.named for i in out.get(role, [])]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        mend = "give each a top-level name and use it as $name"
+        raise UsageError(f"two inputs are called `{twice}`, and results are keyed by name", mend=mend)
+    return out
+
+
+def _sizes(planned: tuple[Planned, ...]) -> dict[str, tuple]:
+    out: dict = {}
+    for one in planned:
+        out.setdefault(one.role, []).append(one)
+    return {role: tuple(items) for role, items in out.items()}
+
+
+def consumed_other(found: Artifact, row: Row, digests: dict[str, str | None]) -> tuple[str, ...]:
+    """Reasons why an artifact of the right fingerprint is no hit: it consumed other bytes than its inputs hold now."""
+    out = []
+    recorded = {i["fingerprint"]: i["digest"] for i in found.manifest["inputs"] if i.get("fingerprint")}
+    for planned in row.inputs:
+        now = digests.get(planned.step) if planned.step else planned.digest if planned.fingerprint else None
+        before = recorded.get(planned.fingerprint)
+        if now is not None and before is not None and now != before:
+            out.append(f"`{planned.name}` was rebuilt and came out different")
+    return tuple(out)
+
+
+def reasons(old: dict, row: Row) -> tuple[str, ...]:
+    """What changed since the artifact that the name stands for: `lora.r 8 → 16`, `data changed (train.jsonl)`."""
+    out = []
+    for where, before, after in fp.differences(old, row.payload):
+        area, _, path = where.partition(".")
+        if area == "config":
+            out.append(f"{path} {_short(before)} → {_short(after)}")
+        elif area == "inputs":
+            role = path.partition(".")[0].partition("[")[0]
+            names = ", ".join(i.name for i in row.inputs if i.role == role)
+            out.append(f"{role} changed ({names})" if names else f"{role} is no longer given")
+        elif area == "pins":
+            out.append(f"{path} {before} → {after}")
+        else:
+            out.append(f"{area} {_short(before)} → {_short(after)}")
+    return tuple(dict.fromkeys(out)) or ("its folder is gone or lacks files",)
+
+
+def _short(value: Any) -> str:
+    text = {None: "none", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, (bool, type(None))) else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

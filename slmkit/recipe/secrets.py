@@ -1,0 +1,42 @@
+"""A secret in a recipe is refused: secrets are named by environment variable (`api_key_env: OPENAI_API_KEY`), never written.
+
+The offending value is masked in the message itself, so that the error does not spread what it warns of.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from slmkit.errors import Problem
+from slmkit.recipe.located import Document, Where
+
+_SHAPES = re.compile(
+    r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
+    r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY)"
+)
+_KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
+
+
+def find(doc: Document) -> list[Problem]:
+    """A Problem for every value that looks like a secret or stands under a key that names one."""
+    return list(_walk(doc, doc.data, ()))
+
+
+def _walk(doc: Document, value: Any, where: Where):
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _walk(doc, below, (*where, key))
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _walk(doc, below, (*where, index))
+    elif isinstance(value, str) and value:
+        key = next((p for p in reversed(where) if isinstance(p, str)), "")
+        if _SHAPES.search(value) or _KEYS.match(key):
+            mark = doc.mark(where)
+            hidden = mark.source.replace(value, "*" * len(value))
+            yield replace(
+                mark.problem("a literal secret", "name the environment variable that holds it (`api_key_env: NAME`), and revoke this one"),
+                source=_SHAPES.sub("***", hidden),
+            )

@@ -1,0 +1,177 @@
+"""What a step kind is made of. A kind is one module in this folder (or an entry point of group `slmkit.steps`):
+
+    \"\"\"One line for --help.  (The rest of the docstring is the verb's help.)\"\"\"
+    VERSION = 1                                # raised when the same config should mean another artifact
+    TAKES = {"model": Takes("model")}          # config fields that name inputs, and the types they accept
+    GIVES = "adapter"                          # or a function of the config
+    PINS = ()                                  # packages whose release changes what the config means
+    class Config(StepConfig): ...              # identity: is hashed
+    class Execution(StepExecution): ...        # time, memory, money: is never hashed
+    def run(ctx: Context, config: Config) -> Result: ...
+
+`run` imports torch and friends itself. It gets its inputs as local paths and writes its payload into `ctx.out`; it has
+no store and no recipe, so it cannot depend on where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+TYPES = ("model", "adapter", "dataset", "task", "scores")
+"""Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class StepConfig(_Frozen):
+    """Identity fields of a kind. Input fields (those in TAKES) hold references and are hashed by what they refer to."""
+
+
+class StepExecution(_Frozen):
+    """How a step runs. Changing any of these never changes the fingerprint."""
+
+
+class Part(_Frozen):
+    """A nested block of a Config, such as `lora:`."""
+
+
+class Columns(Part):
+    """Data with a column mapping: `{path: train.csv, user: text, assistant: category}`."""
+
+    path: str
+    """File or reference, as it would be written alone."""
+    system: str | None = None
+    """Fixed system message put before every row."""
+    user: str | None = None
+    """Column that holds what the user says."""
+    assistant: str | None = None
+    """Column that holds the answer to learn."""
+    text: str | None = None
+    """Column of plain text, instead of user and assistant."""
+
+
+@dataclass(frozen=True)
+class Born:
+    """Metadata of a field added after release: left out of the fingerprint while it equals `default`, so old artifacts stay valid.
+
+    Use: `new_key: Annotated[int, Born(0)] = 0`.
+    """
+
+    default: Any
+
+
+@dataclass(frozen=True)
+class Takes:
+    """An input of a kind: the types it accepts, best first; whether it takes a list; whether it may be left out.
+
+    `files` maps the named path to all the files whose content is its identity (an lm-eval YAML names data files, say);
+    it may raise SlmkitError. `named` says that results are keyed by the input's label, which makes the label part of the identity.
+    `bare` says whether a plain word (no path, no scheme) is a name with no file behind it,
+    such as a built-in task of lm-eval: such a name is its own identity.
+    """
+
+    types: tuple[str, ...]
+    many: bool = False
+    optional: bool = False
+    files: Callable[[Path], list[Path]] | None = None
+    bare: Callable[[str], bool] | None = None
+    named: bool = False
+
+    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False):
+        for key, value in {
+            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named
+        }.items():
+            object.__setattr__(self, key, value)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input as a step receives it: a local path whose content was checked against what was planned.
+
+    name: the label for people and result keys (`base`, `sft`, `int4`). uri: where it came from, without local folders for
+    artifacts (`artifact:train-79ba67d04f54`, `hf:ID@commit`, `demo:student`, a path). digest: sha256 of the content.
+    manifest: of an artifact, else None. base: of an adapter, the model it was trained on. columns: the mapping given with data.
+    path is None only for a bare name (see Takes.bare).
+    """
+
+    role: str
+    name: str
+    type: str
+    uri: str
+    path: Path | None
+    digest: str | None = None
+    revision: str | None = None
+    manifest: dict | None = None
+    base: Given | None = None
+    columns: Columns | None = None
+
+    @property
+    def hub(self) -> tuple[str, str] | None:
+        """(repo id, commit) when this came from the hub, else None."""
+        if not self.uri.startswith("hf:"):
+            return None
+        repo, _, commit = self.uri[3:].partition("@")
+        return repo, commit
+
+
+class Progress(Protocol):
+    """`progress(done, total, what, loss=…)`: cheap to call on every step; the screen is updated at its own pace."""
+
+    def __call__(self, done: float, total: float | None, what: str, **numbers: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a step may touch. `out`: empty payload folder. `state`: survives kill and resume (checkpoints go here).
+
+    `log(event, **fields)` writes one line of events.jsonl. `secret(name)` reads an environment variable, raises CannotRun if unset.
+    """
+
+    out: Path
+    state: Path
+    inputs: dict[str, Given | tuple[Given, ...] | None]
+    execution: StepExecution
+    log: Callable[..., None]
+    progress: Progress
+    secret: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The model card: Hub metadata (front matter) and the text below it. No times, no local paths: it is part of the payload."""
+
+    metadata: dict
+    text: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check a step made on its own result: `expect` bounds, say. One that is not ok makes the command exit 3 after publishing."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step says of its artifact. values: small typed numbers and strings (JSON), noisy ones (tokens/s) too.
+
+    cost: tokens, peak_memory_bytes … ; determinism: exact (same bytes again on this machine), seeded, or none.
+    """
+
+    values: dict = field(default_factory=dict)
+    card: Card | None = None
+    cost: dict = field(default_factory=dict)
+    determinism: Literal["exact", "seeded", "none"] = "exact"
+    seed: int | None = None
+    checks: tuple[Check, ...] = ()

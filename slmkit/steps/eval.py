@@ -1,0 +1,76 @@
+"""Score models on lm-eval tasks: your own YAML files with local data, or built-in names.
+
+Every model is loaded once and runs all tasks; the scores are those of lm-eval's own command, to the last digit. `expect`
+turns them into checks: a failed one makes the command exit 3, with the artifact kept.
+
+    slmkit eval recipe.yaml
+    slmkit eval recipe.yaml score --json | jq .result.scores
+    slmkit eval recipe.yaml score --set 'steps.score.limit=50'
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from slmkit.steps import _expect, _tasks
+from slmkit.steps._fields import Device, Ref, Seed
+from slmkit.steps._step import Context, Result, StepConfig, StepExecution, Takes
+
+VERSION = 1
+TAKES = {
+    "models": Takes("model", "adapter", many=True, named=True),
+    "tasks": Takes("task", many=True, files=_tasks.task_files, bare=_tasks.bare),
+}
+GIVES = "scores"
+PINS = ("lm_eval",)
+
+
+class Config(StepConfig):
+    models: Annotated[list[Ref], Field(min_length=1)]
+    """Models and adapters to score. `model: X` is the short form for one."""
+    tasks: Annotated[list[Ref], Field(min_length=1)]
+    """lm-eval YAML files with local data, or names of tasks that come with lm-eval (those need the hub)."""
+    fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Examples shown before each question. None: what the task says."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many questions of each task; for trials. None: all."""
+    chat: bool = False
+    """Render prompts with the model's chat template (lm-eval's --apply_chat_template)."""
+    seed: Seed = 1234
+    """Seed of numpy, torch and the few-shot draw. 1234 is lm-eval's own default; Python's seed is 0, as there."""
+    expect: dict[str, str] = {}
+    """Bounds that must hold: `int4.notes.exact_match: ">= 0.9"`, `int4.notes.exact_match - sft.notes.exact_match: ">= -0.02"`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "model" not in data:
+            return data
+        if "models" in data:
+            raise ValueError("`model` is the short form of `models`; keep one")
+        return {("models" if k == "model" else k): ([v] if k == "model" else v) for k, v in data.items()}
+
+    @field_validator("expect")
+    @classmethod
+    def _parse(cls, value: dict[str, str]) -> dict[str, str]:
+        for expression, bound in value.items():
+            _expect.parse(expression, bound)
+        return value
+
+
+class Execution(StepExecution):
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Questions per forward pass. Scores of one-token precision may move in the last digit with it."""
+    device: Device = "auto"
+    """auto, cpu, mps, cuda or cuda:N."""
+
+
+def run(ctx: Context, config: Config) -> Result:
+    expected = [_expect.parse(e, b) for e, b in config.expect.items()]
+    names = [m.name for m in ctx.inputs["models"]]
+    _expect.check_names(expected, names)
+    from slmkit.ml import harness
+
+    return harness.evaluate(ctx, config, expected)

@@ -1,0 +1,117 @@
+"""Quantize a model to 2, 3, 4 or 8 bits: GPTQ, round-to-nearest, NF4 or INT8.
+
+gptq (https://arxiv.org/abs/2210.17323) calibrates layer after layer on your own data and writes AutoGPTQ's checkpoint
+format, as rtn does without calibration: transformers, vLLM and gptqmodel load both. nf4 and int8 are bitsandbytes'.
+Shapes that cannot be packed are refused before any work, with the layer's name and the group sizes that would fit.
+
+    slmkit quantize recipe.yaml
+    slmkit quantize recipe.yaml int4 --set steps.int4.group_size=64
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from slmkit.steps._fields import DataRef, Device, Ref, Seed
+from slmkit.steps._step import Context, Result, StepConfig, StepExecution, Takes
+
+VERSION = 1
+TAKES = {"model": Takes("model"), "calibration": Takes("dataset", optional=True)}
+GIVES = "model"
+
+GROUPED = ("gptq", "rtn")
+READ_BY = {
+    "bits": GROUPED, "group_size": GROUPED, "symmetric": GROUPED, "act_order": ("gptq",), "damping": ("gptq",),
+    "calibration": ("gptq",), "samples": ("gptq",), "max_length": ("gptq",), "seed": ("gptq",),
+}  # fmt: skip
+DEFAULTS = {
+    "bits": 4, "group_size": 128, "symmetric": True, "act_order": False, "damping": 0.01,
+    "samples": 256, "max_length": 1024, "seed": 0,
+}  # fmt: skip
+
+
+class Config(StepConfig):
+    model: Ref
+    """The model to quantize, in full precision."""
+    method: Literal["gptq", "nf4", "int8", "rtn"] = "gptq"
+    """gptq: calibrated, 2 to 8 bits; rtn: rounded to nearest, the same format; nf4: bitsandbytes 4-bit with double quantization; int8: bitsandbytes LLM.int8."""
+    backend: Literal["slmkit", "gptqmodel"] = "slmkit"
+    """Who does gptq and rtn: slmkit itself, or the gptqmodel package (`pip install 'slmkit[gptqmodel]'`; more architectures)."""
+    bits: Literal[2, 3, 4, 8] | None = None
+    """Bits per weight; gptq and rtn; 4 if left out."""
+    group_size: Annotated[int, Field(ge=-1)] | None = None
+    """Input features that share a scale: 16 to 1024, or -1 for all; must divide every layer's width; gptq and rtn; 128 if left out."""
+    symmetric: bool | None = None
+    """Zero in the middle of the range, which every kernel can read; gptq and rtn; true if left out."""
+    act_order: bool | None = None
+    """Quantize the most active columns first: better at 2 and 3 bits, slower in some kernels; gptq; false if left out."""
+    damping: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the mean of the Hessian's diagonal that is added to it; gptq; 0.01 if left out, as in the paper."""
+    calibration: DataRef | None = None
+    """Rows the model will meet in use (training rows, never the evaluation's); gptq needs it."""
+    samples: Annotated[int, Field(ge=1, le=100000)] | None = None
+    """Calibration rows, drawn by seed; gptq; 256 if left out."""
+    max_length: Annotated[int, Field(ge=8, le=1048576)] | None = None
+    """Tokens per calibration row; longer ones are cut; gptq; 1024 if left out."""
+    seed: Seed | None = None
+    """Seed of the draw; gptq; 0 if left out."""
+
+    @field_validator(*READ_BY, mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: Any) -> Any:
+        method, key = info.data.get("method"), info.field_name
+        if method is None:
+            return value
+        if method not in READ_BY[key]:
+            if value is not None:
+                raise ValueError(f"`{key}` is not read by method {method}, only by {' and '.join(READ_BY[key])}; remove it")
+            return None
+        return DEFAULTS.get(key) if value is None else value
+
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, value: int | None) -> int | None:
+        if value is not None and value != -1 and value not in (16, 32, 64, 128, 256, 512, 1024):
+            raise ValueError("write 16, 32, 64, 128, 256, 512, 1024, or -1 for one group per row")
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _calibration(cls, value: Any, info: Any) -> Any:
+        if value is None and info.data.get("method") == "gptq":
+            raise ValueError("method gptq needs `calibration`: a dataset like the training rows (or write method: rtn)")
+        return value
+
+    @model_validator(mode="after")
+    def _backend(self) -> Config:
+        if self.backend != "slmkit" and self.method not in GROUPED:
+            raise ValueError(f"`backend` is not read by method {self.method}; remove it")
+        return self
+
+
+class Execution(StepExecution):
+    device: Device = "auto"
+    """auto, cpu, mps, cuda or cuda:N."""
+
+
+def blocked(config: Config, execution: Execution) -> str | None:
+    """Why this cannot run here, found without importing anything heavy."""
+    import importlib.util
+
+    if config.backend == "gptqmodel" and importlib.util.find_spec("gptqmodel") is None:
+        return "backend gptqmodel is not installed: pip install 'slmkit[gptqmodel]'"
+    return None
+
+
+def run(ctx: Context, config: Config) -> Result:
+    given = ctx.inputs.get("calibration")
+    data = None
+    if given is not None:
+        from slmkit.ml import rows
+
+        data = rows.read(given)
+    from slmkit.ml import quantize
+
+    return quantize.quantize(ctx, config, data)
