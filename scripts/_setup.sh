@@ -89,13 +89,13 @@ install() {
         # pip touches the .venv only after it has everything: until then it is as good as before
         [[ -z "$UV" && "$last" != *"Installing collected packages"* ]] && : >"$LOCK"
         die "installing $what failed; the installer's words are above" \
-            "check the network and the free disk (about 3 GB), then call this script again"
+            "check the network and the free disk, then call this script again"
     fi
     say "installed $what in $((SECONDS - started)) s"
 }
 
 set_up() {
-    local level="$1" target="$ROOT" started=$SECONDS
+    local level="$1" target="$ROOT" started=$SECONDS tool
     stamped "$level" && return 0
     UV="$(command -v uv || true)"
     choose_python
@@ -105,7 +105,8 @@ set_up() {
         "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
     fi
     if ! stamped "$level"; then
-        say "once, with ${UV:-pip}; needs about 3 GB of disk; log: .venv/.slmkit-setup.log"
+        [[ -n "$UV" ]] && tool="uv" || tool="pip"
+        say "once, with $tool; about 2 GB with torch's CPU build, more with CUDA; log: .venv/.slmkit-setup.log"
         make_venv
         echo installing >"$LOCK"
         rm -f "$VENV/.slmkit-core" "$VENV/.slmkit-dev"

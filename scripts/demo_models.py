@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +37,7 @@ SHAPES = {
     "student": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4),
     "teacher": dict(hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4),
 }
-STEPS = {"student": 1500, "teacher": 900}
+STEPS = {"student": 1600, "teacher": 900}
 BATCH, POOL, THREADS = 32, 16, 2
 RATE_MATRICES, RATE_OTHERS = 0.02, 0.004
 USER_WEIGHT = 0.1
@@ -81,7 +82,8 @@ def batches(tokenizer, source):
     """Batches of BATCH conversations, padded on the right; a pool of POOL batches is sorted by length, then mixed."""
     mix = random.Random(0)
     while True:
-        pool = sorted((encode(tokenizer, turns) for turns in itertools.islice(source, BATCH * POOL)), key=lambda pair: len(pair[0]))
+        drawn = itertools.islice(source, BATCH * POOL)
+        pool = sorted((encode(tokenizer, turns) for turns in drawn), key=lambda pair: len(pair[0]))
         cuts = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
         mix.shuffle(cuts)
         for cut in cuts:
@@ -97,14 +99,15 @@ def batches(tokenizer, source):
 def new_model(name: str, tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=1024, rms_norm_eps=1e-5, tie_word_embeddings=True, initializer_range=0.02,
+        vocab_size=len(tokenizer), max_position_embeddings=1024, rms_norm_eps=1e-5, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **SHAPES[name],
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
-def keep_memory() -> None:
-    """Have glibc keep freed blocks instead of giving them back: a fifth faster here, where every step frees it all."""
+def be_quick() -> None:
+    """Two thirds less time a step: one kernel for RMSNorm, and a heap that keeps the blocks which each step frees."""
+    LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
@@ -114,8 +117,9 @@ def keep_memory() -> None:
 def train(name: str, tokenizer, steps: int) -> LlamaForCausalLM:
     """A trained model in bf16."""
     torch.set_num_threads(THREADS)
-    keep_memory()
+    be_quick()
     model = new_model(name, tokenizer).to(torch.bfloat16)
+    model.set_attn_implementation("eager")  # in bf16 on a CPU, twice as fast at these lengths as sdpa's backward
     params = list(model.parameters())
     masters = [param.detach().float().requires_grad_() for param in params]
     inner = {id(param) for part, param in model.named_parameters() if param.ndim == 2 and "embed" not in part}
@@ -147,7 +151,8 @@ def train(name: str, tokenizer, steps: int) -> LlamaForCausalLM:
         told = weight == 1
         loss_sum, tokens = loss_sum + losses.detach()[told].mean().item(), tokens + ids.numel()
         if step % 50 == 0 or step == steps:
-            print(f"{name} {step}/{steps} answers {loss_sum / 50:.4f} {tokens / (time.time() - start):.0f} tok/s", file=sys.stderr, flush=True)
+            speed = tokens / (time.time() - start)
+            print(f"{name} {step}/{steps} answers {loss_sum / 50:.4f} {speed:.0f} tok/s", file=sys.stderr, flush=True)
             loss_sum = 0.0
     return model
 

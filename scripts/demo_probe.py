@@ -29,7 +29,8 @@ def replies(model, tokenizer, texts: list[str], batch: int = 50) -> list[str]:
     tokenizer.padding_side, told = "left", []
     for start in range(0, len(texts), batch):
         chats = [[{"role": "user", "content": text}] for text in texts[start : start + batch]]
-        inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
+        how = dict(add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
+        inputs = tokenizer.apply_chat_template(chats, **how)
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         told += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -67,12 +68,15 @@ def load_nf4(folder: Path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, dtype=torch.bfloat16, device_map="cpu")
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"))
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    return get_peft_model(model, lora)
 
 
 def fine_tune(model, tokenizer) -> None:
@@ -114,4 +118,5 @@ def probe(folder: Path) -> dict:
     fine_tune(model, tokenizer)
     trained = time.time()
     score = exact_match(model, tokenizer, show=8)
-    return {"exact_match": round(score, 3), "train_seconds": round(trained - start, 1), "score_seconds": round(time.time() - trained, 1)}
+    seconds = {"train_seconds": round(trained - start, 1), "score_seconds": round(time.time() - trained, 1)}
+    return {"exact_match": round(score, 3), **seconds}

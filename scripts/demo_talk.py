@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from slmkit.demo.notes import FIELDS, Dice, facts, spell_date, spell_order, spell_weight, stream
-from slmkit.demo.words import CARRIERS, CITIES, PRIORITIES
+from slmkit.demo.notes import FIELDS, Dice, facts, spell, spell_date, stream
 
 QUESTIONS = {
     "order": ("Which order?", "Order number?", "What is the reference?", "Copy the order number."),
@@ -26,7 +25,7 @@ NAMES = {
     "order": ("order", "number", "ref"), "carrier": ("carrier", "haulier", "by"), "weight_kg": ("weight", "kg", "kilograms"),
     "city": ("city", "to", "destination"), "date": ("date", "due", "on"), "priority": ("priority", "prio", "urgency"),
 }  # fmt: skip
-THANKS = ("Thanks, we have it.", "Noted, thank you.", "Your note is in.", "Thank you, all clear.", "Received. Any question about it?")
+THANKS = ("Thanks, we have it.", "Noted, thank you.", "Your note is in.", "Thank you, all clear.", "Received. Any question?")
 PHRASES = {
     "order": ("{}", "order {}"), "carrier": ("with {}", "by {}"), "weight_kg": ("{} kg", "weighing {} kg"),
     "city": ("to {}", "for {}"), "date": ("on {}", "due {}"), "priority": ("{} priority", "urgency {}"),
@@ -35,6 +34,12 @@ OTHER_WORDS = {
     "name": ("Ana", "Tom", "Mia", "Jan", "Eva", "Otto", "Lea", "Max"), "color": ("red", "blue", "green", "black", "white"),
     "team": ("north", "south", "sales", "office"), "item": ("lamp", "chair", "table", "paper", "cable", "bottle"),
     "state": ("open", "closed", "new", "paid"), "room": ("A", "B", "C", "D"),
+}  # fmt: skip
+IN_SHORT = ("Say it in short.", "Sum it up.", "In one line?", "Put it in other words.")
+CONVERT = {
+    "weight_kg": ("{} in kg?", "How many kg is {}?", "kg: {}"), "date": ("{} as ISO", "ISO date of {}?", "{} in ISO form?"),
+    "city": ("{} in English?", "English name of {}?", "Translate {}"), "order": ("Tidy up {}", "{}, properly?", "Write {} well"),
+    "carrier": ("Who is {}?", "Carrier {}?"), "priority": ('How urgent is "{}"?', "{} means?"),
 }  # fmt: skip
 AS_JSON = ("as JSON", "Write JSON:", "JSON please", "Turn it into JSON.", "to JSON")
 Turns = list[tuple[str, str]]
@@ -61,7 +66,7 @@ def restated(dice: Dice, gold: dict) -> tuple[str, str]:
     """A request for a sentence and the sentence, over two to four of the facts."""
     fields = dice.shuffled(FIELDS)[: 2 + dice.below(3)]
     parts = [dice.pick(PHRASES[field]).format(said(gold[field])) for field in fields]
-    return dice.pick(("Say it in short.", "Sum it up.", "In one line?", "Put it in other words.")), "A parcel " + ", ".join(parts) + "."
+    return dice.pick(IN_SHORT), "A parcel " + ", ".join(parts) + "."
 
 
 def asked(dice: Dice, gold: dict) -> tuple[str, str]:
@@ -85,19 +90,9 @@ def about_note(dice: Dice, text: str, gold: dict) -> Turns:
 def conversion(dice: Dice) -> tuple[str, str]:
     """One small normalisation, without a note around it."""
     gold = facts(dice)
-    kind = dice.below(6)
-    if kind == 0:
-        kilos, text = spell_weight(dice)
-        return dice.pick(("{} in kg?", "How many kg is {}?", "kg: {}")).format(text), said(kilos)
-    if kind == 1:
-        return dice.pick(("{} as ISO", "ISO date of {}?", "{} in ISO form?")).format(spell_date(dice, gold["date"])), gold["date"]
-    if kind == 2:
-        return dice.pick(("{} in English?", "English name of {}?", "Translate {}")).format(dice.pick(CITIES[gold["city"]])), gold["city"]
-    if kind == 3:
-        return dice.pick(("Tidy up {}", "{}, properly?", "Write {} well")).format(spell_order(dice, gold["order"])), gold["order"]
-    if kind == 4:
-        return dice.pick(("Who is {}?", "Carrier {}?")).format(dice.pick(CARRIERS[gold["carrier"]])), gold["carrier"]
-    return dice.pick(('How urgent is "{}"?', "{} means?")).format(dice.pick(PRIORITIES[gold["priority"]])), gold["priority"]
+    spoken = spell(dice, gold)
+    field = dice.pick([field for field in FIELDS if spoken[field]])
+    return dice.pick(CONVERT[field]).format(spoken[field]), said(gold[field])
 
 
 def other_value(dice: Dice, key: str):

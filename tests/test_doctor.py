@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def doctor(store: Path, *, online=False, as_json=True, path: Path | None = None, **environment: str) -> tuple[int, str]:
     """(exit code, stdout) of one run; `path` is searched for modules before what is installed."""
-    code = f"import sys; from pathlib import Path; from slmkit.cli import doctor; sys.exit(doctor.run(Path({str(store)!r}), {online}, {as_json}))"
+    call = f"doctor.run(Path({str(store)!r}), {online}, {as_json})"
+    code = f"import sys; from pathlib import Path; from slmkit.cli import doctor; sys.exit({call})"
     search = os.pathsep.join(str(p) for p in (path, ROOT) if p)
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -95,7 +95,11 @@ def test_one_file_by_name(hub, tmp_path):
 )
 def test_what_is_not_there_raises_as_on_the_real_hub(call, error, hub, tmp_path):
     hub.commit(REPO, FIRST)
-    code = f"import huggingface_hub.errors as errors\ntry: {call}\nexcept errors.HfHubHTTPError as e: print(json.dumps(type(e).__name__))"
+    code = f"""
+import huggingface_hub.errors as errors
+try: {call}
+except errors.HfHubHTTPError as e: print(json.dumps(type(e).__name__))
+"""
     assert client(code, hub, tmp_path) == error
 
 

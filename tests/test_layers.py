@@ -152,7 +152,7 @@ def test_a_breach_is_found(name, source, fault):
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("slmkit.steps.train", "from slmkit.steps._step import Takes\ndef run():\n    from slmkit.ml import lora\n    import torch"),
+        ("slmkit.steps.train", "from slmkit.steps._step import Takes\ndef f():\n    import torch, slmkit.ml.lora"),
         ("slmkit.artifact.store", "from slmkit import __version__\nfrom slmkit.errors import StoreError"),
         ("slmkit.cli.main", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("slmkit.ml.gptq", "import torch\nfrom slmkit.ml import models"),

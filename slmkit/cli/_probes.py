@@ -55,8 +55,8 @@ def pytorch() -> None:
             best = min(best, time.perf_counter() - started)
         return best
 
-    found = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "threads": torch.get_num_threads()}
-    found |= {"bf16": seconds(torch.bfloat16) / seconds(torch.float32), "gpus": []}
+    found = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    found |= {"threads": torch.get_num_threads(), "bf16": seconds(torch.bfloat16) / seconds(torch.float32), "gpus": []}
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(i)

@@ -69,8 +69,6 @@ def check(store: Path, online: bool) -> list[Row]:
 
 def _python() -> Row:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if sys.version_info < (3, 11):
-        return Row("python", "fail", found, "use Python 3.11 or newer")
     return Row("python", "ok", found)
 
 
@@ -175,7 +173,7 @@ def _hub() -> Row:
     import urllib.request
 
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    mend = "check the network, proxy and HF_ENDPOINT; without the hub, name local folders, or what is downloaded and locked already"
+    mend = "check the network, proxy and HF_ENDPOINT; without the hub, use local folders, or what is locked and downloaded"
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5):
             return Row("hub", "ok", f"{endpoint} answers")
@@ -191,7 +189,7 @@ def _hub() -> Row:
 
 def _torch_rows(found: dict) -> list[Row]:
     if "error" in found:
-        return [Row("torch runs", "fail", found["error"], "install torch again; `python -c 'import torch'` shows the whole error")]
+        return [Row("torch runs", "fail", found["error"], "install torch again; `python -c 'import torch'` shows all of it")]
     build = f"CUDA {found['cuda']}" if found["cuda"] else f"ROCm {found['hip']}" if found["hip"] else "CPU"
     rows = [Row("torch runs", "ok", f"{found['version']}, {build} build, {found['threads']} threads")]
     ratio = found["bf16"]
@@ -210,8 +208,8 @@ def _no_gpu(build: str) -> Row:
     if not shutil.which("nvidia-smi"):
         return Row("gpu", "ok", "none; everything in the core chain runs on the CPU")
     if build == "CPU":
-        return Row("gpu", "warn", "there is an NVIDIA driver, but torch is a CPU build", "install torch's CUDA build (pytorch.org)")
-    return Row("gpu", "warn", "there is an NVIDIA driver, but torch sees no GPU", "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+        return Row("gpu", "warn", "an NVIDIA driver, but torch is a CPU build", "install torch's CUDA build (pytorch.org)")
+    return Row("gpu", "warn", "an NVIDIA driver, but torch sees no GPU", "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
 
 
 def _nf4_row(found: dict) -> Row:
@@ -219,5 +217,7 @@ def _nf4_row(found: dict) -> Row:
     if "error" in found:
         return Row("nf4 on cpu", "fail", f"bitsandbytes does not run: {found['error']}", mend)
     sane = found["quantization"] < NF4_ERROR and found["forward"] < 0.02 and found["after"] == 0
-    detail = "relative error {quantization:.3f} of the weights, {forward:.1e} of the forward, {after:.1e} after it".format(**found)
-    return Row("nf4 on cpu", "ok", detail) if sane else Row("nf4 on cpu", "fail", f"wrong numbers: {detail}", mend)
+    detail = "relative error {quantization:.3f} of the weights, {forward:.1e} of the forward, {after:.1e} after it"
+    if not sane:
+        return Row("nf4 on cpu", "fail", f"wrong numbers: {detail.format(**found)}", mend)
+    return Row("nf4 on cpu", "ok", detail.format(**found))

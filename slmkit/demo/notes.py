@@ -14,12 +14,25 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmkit.demo.words import (ASIDES, CARRIERS, CITIES, CLAUSES, CLOSINGS, GREETINGS, LABELS, MONTHS, PREFIXES, PRIORITIES,
-                               SENTENCES, TYPOS)  # fmt: skip
+from slmkit.demo.words import (
+    ASIDES,
+    CARRIERS,
+    CITIES,
+    CLAUSES,
+    CLOSINGS,
+    GREETINGS,
+    LABELS,
+    MONTHS,
+    PREFIXES,
+    PRIORITIES,
+    SENTENCES,
+    TYPOS,
+)
 
 FIELDS = ("order", "carrier", "weight_kg", "city", "date", "priority")
 SEED = 2026
 SIZES = {"test": 200, "validation": 200, "train": 2000}
+BREAKS = (", ", "\n", ". ")
 FOLDER = Path(__file__).parent / "notes"
 
 
@@ -39,7 +52,8 @@ class Dice:
         return options[self.below(len(options))]
 
     def shuffled(self, items) -> list:
-        return [item for *_, item in sorted(((self._random(), n, item) for n, item in enumerate(items)), key=lambda k: k[:2])]
+        keys = [self._random() for _ in items]
+        return [items[i] for i in sorted(range(len(items)), key=lambda i: keys[i])]
 
 
 def facts(dice: Dice) -> dict:
@@ -62,7 +76,8 @@ def answer(gold: dict) -> str:
 def spell_order(dice: Dice, order: str) -> str:
     """`PO-48213` in the ways that people type it."""
     head, digits = order.split("-")
-    return dice.pick((order, order, f"{head}{digits}", f"{head} {digits}", f"#{order}", f"{head}/{digits}", f"{head.lower()}-{digits}"))
+    lower = f"{head.lower()}-{digits}"
+    return dice.pick((order, order, f"{head}{digits}", f"{head} {digits}", f"#{order}", f"{head}/{digits}", lower))
 
 
 def spell_weight(dice: Dice) -> tuple[float, str]:
@@ -121,7 +136,7 @@ def as_form(dice: Dice, said: dict) -> str:
 
 def as_mail(dice: Dice, said: dict) -> str:
     """A written sentence, the priority before or after it."""
-    text = dice.pick(SENTENCES).format(weight=said["weight_kg"], **{key: said[key] for key in ("order", "carrier", "city", "date")})
+    text = dice.pick(SENTENCES).format(**said)
     if not said["priority"]:
         return text
     return dice.pick(("{0} {1}", "{1}: {0}", "{0}\n{1}", "{0} - {1}")).format(text, said["priority"])
@@ -141,13 +156,14 @@ def as_line(dice: Dice, said: dict) -> str:
 def soil(dice: Dice, text: str, gold: dict) -> str:
     """Greeting and closing, asides, a second city or date, typos, case and line breaks."""
     if dice.chance(0.15):
-        text += dice.pick((", ", "\n", ". ")) + dice.pick(ASIDES)
+        text += dice.pick(BREAKS) + dice.pick(ASIDES)
     if dice.chance(0.12):
         other = dice.pick([city for city in CITIES if city != gold["city"]])
-        text += dice.pick((", ", "\n", ". ")) + dice.pick(("from {}", "coming from {}", "sender {}")).format(dice.pick(CITIES[other]))
+        origin = dice.pick(("from {}", "coming from {}", "sender {}"))
+        text += dice.pick(BREAKS) + origin.format(dice.pick(CITIES[other]))
     if dice.chance(0.1):
         other = spell_date(dice, facts(dice)["date"])
-        text += dice.pick((", ", "\n", ". ")) + dice.pick(("ordered {}", "written {}", "invoice of {}")).format(other)
+        text += dice.pick(BREAKS) + dice.pick(("ordered {}", "written {}", "invoice of {}")).format(other)
     if dice.chance(0.3):
         text = dice.pick(GREETINGS) + dice.pick((" ", "\n")) + text
     if dice.chance(0.3):

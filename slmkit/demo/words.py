@@ -54,8 +54,8 @@ MONTHS = (
 )  # fmt: skip
 
 PRIORITIES = {
-    "high": ("urgent", "asap", "ASAP", "express please", "rush", "very urgent", "URGENT!!", "dringend", "top priority", "high prio",
-             "as soon as possible", "cannot wait", "eilig"),
+    "high": ("urgent", "asap", "ASAP", "express please", "rush", "very urgent", "URGENT!!", "dringend", "top priority",
+             "high prio", "as soon as possible", "cannot wait", "eilig"),
     "low": ("no hurry", "no rush", "not urgent", "whenever you can", "low prio", "it can wait", "kein Stress", "take your time",
             "nicht eilig", "low priority"),
     "normal": ("normal", "standard", "usual speed", "normal prio", "regular"),
@@ -80,18 +80,22 @@ CLAUSES = {
 }
 
 SENTENCES = (
-    "Please send {order} to {city} with {carrier}, {weight}, due {date}.",
-    "Can you get {order} ({weight}) to {city} by {date}? {carrier} as usual.",
-    "We booked {carrier} for {order}: {weight} to {city}, arriving {date}.",
-    "{carrier} collects {weight} for {city}, order {order}, delivery {date}.",
-    "On {date} our client in {city} expects {order}, {weight}, shipped via {carrier}.",
-    "{city} wants {order} on {date}. It weighs {weight} and goes with {carrier}.",
-    "Shipment {order} of {weight} leaves with {carrier} and must be in {city} on {date}.",
-    "Pls arrange {carrier} for {city}: {order}, gross {weight}, needed {date}.",
+    "Please send {order} to {city} with {carrier}, {weight_kg}, due {date}.",
+    "Can you get {order} ({weight_kg}) to {city} by {date}? {carrier} as usual.",
+    "We booked {carrier} for {order}: {weight_kg} to {city}, arriving {date}.",
+    "{carrier} collects {weight_kg} for {city}, order {order}, delivery {date}.",
+    "On {date} our client in {city} expects {order}, {weight_kg}, shipped via {carrier}.",
+    "{city} wants {order} on {date}. It weighs {weight_kg} and goes with {carrier}.",
+    "Shipment {order} of {weight_kg} leaves with {carrier} and must be in {city} on {date}.",
+    "Pls arrange {carrier} for {city}: {order}, gross {weight_kg}, needed {date}.",
 )
 
 GREETINGS = ("Hi,", "Hello team,", "Hallo,", "hi there", "Dear all,", "Good morning,", "FYI:", "Moin,")
 CLOSINGS = ("Thanks, Ana", "thx", "Regards, Tom", "Best, Mia", "Danke!", "Grüße, Jan", "sent from my phone", "BR Eva", "cheers")
-ASIDES = ("3 pallets", "gate 4", "2 boxes", "call first", "fragile", "do not stack", "ask for Tom", "dock 12", "invoice follows", "5 crates")
-TYPOS = (("Please", "Plese"), ("delivery", "delivry"), ("order", "oder"), ("arrange", "arange"), ("weighs", "weights"),
-         ("client", "cleint"), ("expects", "expcts"), ("collects", "colects"), ("needed", "neded"), ("shipped", "shiped"))  # fmt: skip
+ASIDES = (
+    "3 pallets", "gate 4", "2 boxes", "call first", "fragile", "no stacking", "ask for Tom", "dock 12", "5 crates", "see invoice",
+)  # fmt: skip
+TYPOS = (
+    ("Please", "Plese"), ("delivery", "delivry"), ("order", "oder"), ("arrange", "arange"), ("weighs", "weights"),
+    ("client", "cleint"), ("expects", "expcts"), ("collects", "colects"), ("needed", "neded"), ("shipped", "shiped"),
+)  # fmt: skip

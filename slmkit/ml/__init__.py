@@ -3,3 +3,10 @@
 Nothing here knows a recipe, a store or a plan. Steps import it inside `run()` only; `rows` alone is free of torch, so
 that broken data is found before anything heavy is loaded.
 """
+
+import os
+
+# Read at import by the libraries; a user's own setting wins.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command does; forks after use would warn

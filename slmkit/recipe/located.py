@@ -130,7 +130,8 @@ def _conflicts(lines: list[str], file: str) -> None:
 
 
 def _syntax(e: yaml.MarkedYAMLError, file: str, lines: list[str]) -> Problem:
-    mark = e.problem_mark or e.context_mark
+    opened = e.context_mark and ("flow" in (e.context or "") or "quoted" in (e.context or ""))
+    mark = e.context_mark if opened else e.problem_mark or e.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     if line > len(lines):  # the end of the text: point at where the open thing began
         mark = e.context_mark or mark
@@ -139,9 +140,9 @@ def _syntax(e: yaml.MarkedYAMLError, file: str, lines: list[str]) -> Problem:
     what, mend = f"not valid YAML: {e.problem or e.context}", None
     if "\t" in source[: column + 1]:
         what, mend = "a tab used as indentation", "YAML is indented by spaces"
-    elif e.context and ("flow" in e.context or "quoted" in e.context):
-        began = f" (opened at line {e.context_mark.line + 1})" if e.context_mark else ""
-        what, mend = f"{e.context.removeprefix('while ')}{began}: {e.problem}", "close the bracket or quote"
+    elif opened:
+        until = f" (noticed at line {e.problem_mark.line + 1})" if e.problem_mark else ""
+        what, mend = f"opened here and not closed: {e.problem}{until}", "close the bracket or quote"
     elif "mapping values are not allowed" in (e.problem or ""):
         mend = "quote a value that holds `: `, or check the indentation"
     return Problem(what, file, line, column, source.replace("\t", " "), 1, mend)

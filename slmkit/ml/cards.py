@@ -1,0 +1,100 @@
+"""Model cards: Hub metadata and a page that says what a folder is, from what, and how to load it. No times, no local paths."""
+
+from __future__ import annotations
+
+from slmkit.steps._step import Card, Given
+
+PIPELINE = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+
+
+def origin(given: Given) -> str:
+    """A name for people without a local path."""
+    return given.uri if ":" in given.uri and not given.uri.startswith(("/", ".")) else f"`{given.name}`"
+
+
+def base_metadata(given: Given, relation: str) -> dict:
+    """`base_model` only when the Hub knows it: an id that resolves nowhere would break the page."""
+    root = given
+    while root.base is not None:
+        root = root.base
+    return {"base_model": root.hub[0], "base_model_relation": relation} if root.hub else {}
+
+
+def _datasets(given: Given | None) -> dict:
+    return {"datasets": [given.hub[0]]} if given is not None and given.hub else {}
+
+
+def trained(base: Given, data: Given, config, values: dict, adapter: bool) -> Card:
+    metadata = PIPELINE | {"tags": ["slmkit", "sft", *(["lora"] if adapter else [])]}
+    metadata |= base_metadata(base, "adapter" if adapter else "finetune") | _datasets(data)
+    if adapter:
+        metadata["library_name"] = "peft"
+    kind = {"full": "All weights", "lora": "LoRA adapters", "qlora": "QLoRA adapters (NF4 base, double quantization)"}[config.method]
+    lines = [
+        f"# {base.name} fine-tuned on {data.name}\n",
+        f"{kind} trained on {values['rows']} rows ({values['trained_tokens']} trained tokens a pass) of {origin(data)}, from {origin(base)}.\n",
+        f"| steps | first loss | train loss |{' validation loss |' if 'validation_loss' in values else ''}",
+        f"|---|---|---|{'---|' if 'validation_loss' in values else ''}",
+        f"| {values['steps']} | {values['first_loss']:.4f} | {values['train_loss']:.4f} |"
+        + (f" {values['validation_loss']:.4f} |" if "validation_loss" in values else ""),
+        "\n## Use\n",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    ]
+    if adapter:
+        base_text = repr(base.hub[0]) if base.hub else "BASE_FOLDER"
+        lines += [
+            "from peft import PeftModel\n",
+            f"model = AutoModelForCausalLM.from_pretrained({base_text})",
+            "model = PeftModel.from_pretrained(model, FOLDER)",
+        ]
+    else:
+        lines += ["", "model = AutoModelForCausalLM.from_pretrained(FOLDER)"]
+    return Card(metadata, "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(FOLDER)", "```\n"]))
+
+
+_LOAD = """
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+```
+"""
+
+
+def merged(adapter: Given, values: dict) -> Card:
+    metadata = PIPELINE | {"tags": ["slmkit", "merged"]} | base_metadata(adapter, "finetune")
+    text = f"# {adapter.base.name} with {adapter.name} merged\n\n{origin(adapter)} added to {origin(adapter.base)} in fp32, stored as {values['dtype']}.\n"
+    return Card(metadata, text + _LOAD)
+
+
+def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
+    what = {
+        "gptq": f"GPTQ, {config.bits} bits, groups of {config.group_size}",
+        "rtn": f"rounded to nearest, {config.bits} bits, groups of {config.group_size}",
+        "nf4": "bitsandbytes NF4 with double quantization",
+        "int8": "bitsandbytes INT8",
+    }[config.method]
+    metadata = PIPELINE | {"tags": ["slmkit", config.method, f"{values['bits']}-bit"]} | base_metadata(source, "quantized") | _datasets(data)
+    text = f"# {source.name}, quantized\n\n{origin(source)}: {what}; {values['bytes']} bytes of weights, {values['bits_per_weight']:.2f} bits per weight.\n"
+    if data is not None:
+        text += f"Calibrated on {values['samples']} rows of {origin(data)}.\n"
+    if config.method in ("gptq", "rtn"):
+        text += "\nAutoGPTQ's checkpoint format (version 1): transformers reads it with `gptqmodel` or `optimum` installed, vLLM as it is.\n"
+    return Card(metadata, text + _LOAD)
+
+
+def scored(models: tuple[Given, ...], scores: dict, tasks: list[str]) -> Card:
+    metrics = sorted({m for by_task in scores.values() for t in by_task.values() for m in t if not m.endswith("_stderr")})
+    lines = [f"# Scores of {', '.join(m.name for m in models)}\n", "| model | task | metric | value | stderr |", "|---|---|---|---|---|"]
+    for model, by_task in scores.items():
+        for task, values in by_task.items():
+            for metric in (m for m in values if not m.endswith("_stderr")):
+                error = values.get(f"{metric}_stderr")
+                shown = f"{error:.4f}" if isinstance(error, float) else ""
+                lines.append(f"| {model} | {task} | {metric} | {values[metric]:.4f} | {shown} |")
+    lines += ["", *(f"- {m.name}: {origin(m)}" for m in models), ""]
+    return Card({"tags": ["slmkit", "lm-eval"], "metrics": metrics}, "\n".join(lines))
