@@ -89,7 +89,7 @@ install() {
         # pip touches the .venv only after it has everything: until then it is as good as before
         [[ -z "$UV" && "$last" != *"Installing collected packages"* ]] && : >"$LOCK"
         die "installing $what failed; the installer's words are above" \
-            "check the network and the free disk, then call this script again"
+            "check the network and the free disk (and, for a conflict, constraints.txt against pyproject.toml), then call this again"
     fi
     say "installed $what in $((SECONDS - started)) s"
 }

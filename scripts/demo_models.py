@@ -38,7 +38,7 @@ SHAPES = {
     "teacher": dict(hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4),
 }
 STEPS = {"student": 1600, "teacher": 900}
-BATCH, POOL, THREADS = 32, 16, 2
+BATCH, POOL, THREADS = 32, 16, 1
 RATE_MATRICES, RATE_OTHERS = 0.02, 0.004
 USER_WEIGHT = 0.1
 

@@ -106,15 +106,37 @@ def run(ctx, config):
 '''
 
 
+PEEK = '''
+"""Copy a model's config.json."""
+from slmkit.steps._step import StepConfig, StepExecution, Takes, Result
+
+VERSION = 1
+TAKES = {"model": Takes("model")}
+GIVES = "dataset"
+
+class Config(StepConfig):
+    model: str
+    """The model."""
+
+class Execution(StepExecution):
+    pass
+
+def run(ctx, config):
+    (ctx.out / "config.json").write_bytes((ctx.inputs["model"].path / "config.json").read_bytes())
+    return Result({"revision": ctx.inputs["model"].revision})
+'''
+
+
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to put on the import path: an installed distribution whose entry point adds the kind `toy`."""
     folder = tmp_path_factory.mktemp("toys")
     (folder / "slmkit_toy.py").write_text(TOY)
+    (folder / "slmkit_peek.py").write_text(PEEK)
     info = folder / "slmkit_toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slmkit-toy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[slmkit.steps]\ntoy = slmkit_toy\n")
+    (info / "entry_points.txt").write_text("[slmkit.steps]\ntoy = slmkit_toy\npeek = slmkit_peek\n")
     return folder
 
 

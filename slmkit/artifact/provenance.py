@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -35,6 +36,7 @@ def environment() -> dict:
     return found
 
 
+@functools.cache
 def requirements() -> str:
     """Every installed distribution, pinned, sorted: enough to build this environment again."""
     pins = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}

@@ -1,0 +1,216 @@
+"""What moves a fingerprint and what does not: every identity field does; execution, comments, order and places never do."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmkit.artifact.fingerprint import canonical, differences, fingerprint, payload
+from slmkit.artifact.store import Store
+from slmkit.plan import identity, make
+from slmkit.recipe.load import load
+from slmkit.recipe.lock import Lock
+from slmkit.recipe.schema import text as schema_text
+from slmkit.steps import _registry
+from slmkit.steps._step import Born, StepConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BASE = {
+    "recipe": "r", "base": "model",
+    "steps": {
+        "sft": {
+            "kind": "train", "model": "$base", "data": "rows.jsonl", "validation": "val.jsonl", "objective": "sft", "method": "qlora",
+            "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target": "attention"}, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
+            "weight_decay": 0.01, "epochs": 2, "batch_size": 8, "max_length": 256, "packing": True, "loss_on": "assistant",
+            "chat_template": "plain", "seed": 1, "precision": "fp32",
+            "execution": {"micro_batch": 1, "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False, "attention": "sdpa"},
+        },
+        "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
+        "int4": {
+            "kind": "quantize", "model": "$tuned", "method": "gptq", "backend": "slmkit", "bits": 4, "group_size": 64, "symmetric": True,
+            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1, "execution": {"device": "cpu"},
+        },
+        "score": {
+            "kind": "eval", "models": ["$base", "$int4"], "tasks": ["task.yaml"], "fewshot": 0, "limit": 5, "chat": False, "seed": 1,
+            "expect": {"int4.t.acc": ">= 0.1"}, "execution": {"batch_size": 4, "device": "cpu"},
+        },
+    },
+}
+OTHER = {  # another valid value for every field
+    "sft": {
+        "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear", "learning_rate": 2e-3, "schedule": "cosine",
+        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "packing": False, "loss_on": "all",
+        "chat_template": "chatml", "seed": 2, "precision": "bf16", "validation": None, "max_steps": 7,
+        "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
+        "execution.gradient_checkpointing": True, "execution.attention": "eager",
+    },
+    "tuned": {"dtype": "bf16", "execution.device": "cuda"},
+    "int4": {
+        "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02, "samples": 8, "max_length": 64, "seed": 2,
+        "backend": "gptqmodel", "execution.device": "cuda",
+    },
+    "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "execution.batch_size": 2, "execution.device": "cuda"},
+}
+SINGLE = {"objective"}  # fields with one allowed value so far
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("identity")
+    (place / "model").mkdir()
+    (place / "model/config.json").write_text("{}")
+    for name in ("rows.jsonl", "val.jsonl", "t.jsonl"):
+        (place / name).write_text(json.dumps({"prompt": name, "completion": "b"}) + "\n")
+    (place / "task.yaml").write_text("task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: t.jsonl}}\n")
+    return place
+
+
+def prints(folder: Path, body: dict | str, name: str = "r.yaml", store: Path | None = None) -> dict[str, str]:
+    """Fingerprints by step of a recipe given as data or text."""
+    path = folder / name
+    path.write_text(body if isinstance(body, str) else yaml.safe_dump(body, sort_keys=False))
+    recipe = load(path)
+    plan = make(recipe, Store(store or folder / "store"), Lock(recipe.lock_path, frozen=True))
+    return {row.name: row.fingerprint for row in plan.rows}
+
+
+def edited(step: str, path: str, value: Any) -> dict:
+    body = copy.deepcopy(BASE)
+    node = body["steps"][step]
+    *parents, last = path.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    if path == "method" and value == "rtn":  # keys that round-to-nearest does not read are refused
+        for key in ("act_order", "damping", "calibration", "samples", "max_length", "seed"):
+            node.pop(key, None)
+    if path == "max_steps":
+        node.pop("epochs")
+    return body
+
+
+@pytest.mark.parametrize(("step", "path"), [(s, p) for s, fields in OTHER.items() for p in fields])
+def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path: str) -> None:
+    before, after = prints(folder, BASE), prints(folder, edited(step, path, OTHER[step][path]))
+    order = list(before)
+    moved = {name for name in order if before[name] != after[name]}
+    if path.startswith("execution."):
+        assert moved == set()
+    else:
+        assert step in moved and all(order.index(m) >= order.index(step) for m in moved)
+
+
+def test_every_field_is_tried() -> None:
+    for step, body in BASE["steps"].items():
+        kind = _registry.load(body["kind"])
+        fields = set(kind.module.Config.model_fields) - set(kind.takes) - SINGLE
+        tried = {p.partition(".")[0] for p in OTHER[step]}
+        assert fields <= tried | {"lora"}, f"{step}: {fields - tried}"
+        execution = {p.partition(".")[2] for p in OTHER[step] if p.startswith("execution.")}
+        assert set(kind.module.Execution.model_fields) == execution
+
+
+def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> None:
+    before = prints(folder, BASE)
+    text = "# a comment\n" + yaml.safe_dump(BASE, sort_keys=False).replace("steps:", "\n# another\nsteps:   # here")
+    assert prints(folder, text) == before
+    shuffled = copy.deepcopy(BASE)
+    shuffled["steps"] = {n: dict(reversed(list(b.items()))) for n, b in BASE["steps"].items()}
+    assert prints(folder, shuffled) == before
+    assert prints(folder, BASE, name="another.yaml", store=tmp_path / "elsewhere") == before
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    (moved / "model").rename(moved / "renamed-model")
+    (moved / "rows.jsonl").rename(moved / "renamed.jsonl")
+    body = json.loads(json.dumps(BASE).replace("rows.jsonl", "renamed.jsonl"))
+    body["base"] = "./renamed-model"
+    body["recipe"] = "other-name"
+    assert prints(moved, body) == before
+
+
+def test_content_moves_it(folder: Path, tmp_path: Path) -> None:
+    before = prints(folder, BASE)
+    for name, first in (("rows.jsonl", "sft"), ("model/config.json", "sft"), ("t.jsonl", "score"), ("task.yaml", "score"), ("val.jsonl", "sft")):
+        place = tmp_path / name.replace("/", "-")
+        shutil.copytree(folder, place)
+        (place / name).write_text((place / name).read_text().replace("b", "c") + "\n")
+        after = prints(place, BASE)
+        assert after[first] != before[first], name
+
+
+def test_defaults_written_out_are_the_same_as_left_out(folder: Path) -> None:
+    short = {"recipe": "r", "base": "model", "steps": {"train": {"data": "rows.jsonl"}}}
+    config = load_one(folder, short)
+    long = copy.deepcopy(short)
+    written = {k: v for k, v in config.model_dump(mode="json").items() if k not in ("model", "data", "validation", "max_steps")}
+    long["steps"]["train"] |= written
+    assert prints(folder, short) == prints(folder, long)
+
+
+def load_one(folder: Path, body: dict) -> Any:
+    (folder / "one.yaml").write_text(yaml.safe_dump(body))
+    return next(iter(load(folder / "one.yaml").steps.values())).config
+
+
+def test_a_field_born_later_keeps_old_fingerprints() -> None:
+    class Old(StepConfig):
+        a: int = 1
+
+    class New(StepConfig):
+        a: int = 1
+        b: Annotated[int, Born(0)] = 0
+
+    kind = _registry.load("merge")
+    assert identity(Old(), kind) == identity(New(), kind) == {"a": 1}
+    assert identity(New(b=2), kind) == {"a": 1, "b": 2}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+@settings(max_examples=200, deadline=None)
+def test_canonical_is_one_text_and_reads_back(value: Any) -> None:
+    text = canonical(value)
+    assert json.loads(text) == value
+    assert canonical(json.loads(text)) == text
+    assert differences(value, json.loads(text)) == []
+
+
+@given(st.dictionaries(st.text(), json_values, min_size=2, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_key_order_is_nothing(value: dict) -> None:
+    assert canonical(value) == canonical(dict(reversed(list(value.items()))))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, {1: 2}, {"a": object()}, [b"x"], 1 << 60, {"p": Path("x")}, {"s": {1, 2}}])
+def test_what_is_no_json_raises(bad: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        canonical(bad)
+
+
+def test_golden_fingerprint() -> None:
+    body = payload("toy", 1, {"b": 1.0, "a": "é"}, {"data": {"sha256": "0" * 64}}, {"lm_eval": "0.4.13"})
+    assert canonical(body) == (
+        '{"config":{"a":"é","b":1.0},"inputs":{"data":{"sha256":"' + "0" * 64 + '"}},"kind":"toy","pins":{"lm_eval":"0.4.13"},'
+        '"schema":"slmkit.fingerprint/1","version":1}'
+    ).encode()
+    assert fingerprint(body) == "bdaa5563800abab8aff1d0ed60c6baefd325dc88e3890b0c0b24b5b442f64355"
+
+
+def test_schema_is_current() -> None:
+    assert (ROOT / "recipes/recipe.schema.json").read_text() == schema_text() + "\n"
