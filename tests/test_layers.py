@@ -44,6 +44,7 @@ LAYERS = {
     "slmkit.engine": Layer((*PLANS, "slmkit.engine", "slmkit.capture", "slmkit.events")),
     "slmkit.ml": Layer(("slmkit.ml", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
+    "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
     "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo",)),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }

@@ -8,6 +8,7 @@ the property (one that rewrites earlier turns, say) is refused rather than maske
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
@@ -87,9 +88,10 @@ def encode(data: Rows, tokenizer, *, loss_on: str, max_length: int, ends: set[in
     examples, problems, too_long, notes = [], [], [], {}
     if chat and data.form == "completion":
         notes["prompt_as_messages"] = True
+    ids = _all_ids(data, tokenizer) if chat else {}
     for row in data.rows:
         try:
-            example = _chat(row, tokenizer, loss_on, ends) if chat else _plain(row, tokenizer, loss_on, notes)
+            example = _chat(row, tokenizer, ids, loss_on, ends) if chat else _plain(row, tokenizer, loss_on, notes)
         except _Fault as e:
             problems.append(Problem(str(e), data.name, row.line))
             continue
@@ -128,6 +130,32 @@ def _is_chat(data: Rows, tokenizer) -> bool:
     return has and data.form != "text"
 
 
+def _all_ids(data: Rows, tokenizer) -> dict[str, list[int]]:
+    """Token ids of every rendering that will be needed, in one call: a tokenizer costs far more a call than a text."""
+    texts: dict[str, None] = {}
+    for row in data.rows:
+        with contextlib.suppress(_Fault):  # met again, and reported, when the row's turn comes
+            texts.update(dict.fromkeys(t for _, pair in _renderings(row, tokenizer) for t in pair if t is not None))
+    return dict(zip(texts, tokenizer(list(texts), add_special_tokens=False)["input_ids"], strict=True)) if texts else {}
+
+
+def _messages(row: Row) -> list[dict]:
+    return list(row.messages) or [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion}]
+
+
+def _renderings(row: Row, tokenizer) -> list[tuple[int, tuple[str | None, str]]]:
+    """For every assistant message: its index, the text before it with the generation prompt, and the text with it; then the whole."""
+    messages = _messages(row)
+    whole = _render(tokenizer, messages, False)
+    found: list = []
+    for k, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = _render(tokenizer, messages[:k], True) if k else None
+            after = whole if k == len(messages) - 1 else _render(tokenizer, messages[: k + 1], False)
+            found.append((k, (before, after)))
+    return [*found, (len(messages), (None, whole))]
+
+
 def _render(tokenizer, messages: list[dict], prompt: bool) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
@@ -135,20 +163,18 @@ def _render(tokenizer, messages: list[dict], prompt: bool) -> str:
         raise _Fault(f"the chat template refuses this row: {e}") from None
 
 
-def _chat(row: Row, tokenizer, loss_on: str, ends: set[int]) -> Example:
-    messages = list(row.messages) or [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion}]
-    ids = _ids(tokenizer, _render(tokenizer, messages, False))
+def _chat(row: Row, tokenizer, ids_of: dict[str, list[int]], loss_on: str, ends: set[int]) -> Example:
+    *turns, (_, (_, text)) = _renderings(row, tokenizer)
+    ids = ids_of[text]
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise _Fault("the rendered row begins with two BOS tokens; mend the chat template")
     trained = [False] * len(ids)
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _ids(tokenizer, _render(tokenizer, messages[:k], True)) if k else []
-        after = ids if k == len(messages) - 1 else _ids(tokenizer, _render(tokenizer, messages[: k + 1], False))
+    for k, (before_text, after_text) in turns:
+        before, after = ids_of[before_text] if before_text is not None else [], ids_of[after_text]
         if ids[: len(after)] != after or after[: len(before)] != before:
-            raise _Fault(f"the chat template does not render messages[{k}] as a continuation of what comes before: {_where(tokenizer, before, after)}")
+            where = _where(tokenizer, before, after)
+            raise _Fault(f"the chat template does not render messages[{k}] as a continuation of what comes before: {where}")
         end = next((i for i in range(len(after) - 1, len(before) - 1, -1) if after[i] in ends), None)
         if end is None:
             names = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ends))

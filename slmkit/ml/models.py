@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slmkit.errors import CannotRun, StepFailed
@@ -118,6 +118,14 @@ def load(
     )
     mend_bitsandbytes(model)
     return model.eval()
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model's modules and shapes without its weights: costs no memory, whatever the size."""
+    read_config(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def nf4_config(compute: torch.dtype) -> BitsAndBytesConfig:

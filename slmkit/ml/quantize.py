@@ -52,8 +52,8 @@ def _own(ctx: Context, config: Any, data: Rows | None, given, where: torch.devic
     ctx.progress(0, None, "loading")
     own = models.own_dtype(Path(given.path))
     dtype = torch.float16 if own == torch.float32 else own  # the files of a quantized model hold 16 bits at most
+    check_shapes(models.skeleton(Path(given.path)), grid)
     model = models.load(given, torch.device("cpu"), dtype=dtype)
-    check_shapes(model, grid)
     # The values are those of the file (16 bits); the arithmetic on them is fp32 where memory allows it.
     model = model.to(where, torch.float32 if where.type == "cpu" else dtype)
     found: dict[str, gptq.Quantized] = {}
