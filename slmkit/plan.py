@@ -20,6 +20,7 @@ from slmkit.recipe.load import BRIDGES
 from slmkit.recipe.lock import Lock
 from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
+from slmkit.steps._estimate import Size, weights
 from slmkit.steps._registry import Kind
 from slmkit.steps._step import Born
 
@@ -133,7 +134,7 @@ class _Planner:
         row = Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", ())
         action, why = self._action(row)
         estimate = kind.hook("estimate")
-        row = replace(row, action=action, why=why, estimate=estimate(config, execution, _sizes(planned)) if estimate else {})
+        row = replace(row, action=action, why=why, estimate=estimate(config, execution, self._sizes(planned)) if estimate else {})
         self.rows[name] = row
         return row
 
@@ -156,6 +157,27 @@ class _Planner:
         if state.is_dir() and any(state.iterdir()):
             return "resume", ("an earlier attempt left its state", *(() if why == ("never built",) else why))
         return ("build" if why == ("never built",) else "stale"), why
+
+    def _sizes(self, planned: tuple[Planned, ...]) -> dict[str, tuple[Size, ...]]:
+        """What is known of each role's inputs; of a step not built yet, the weights that it will start from."""
+        out: dict[str, tuple[Size, ...]] = {}
+        for one in planned:
+            out[one.role] = (*out.get(one.role, ()), self._size(one))
+        return out
+
+    def _size(self, one: Planned) -> Size:
+        if one.step:
+            made = self.rows[one.step]
+            place = self.store.place(made.kind.name, made.fingerprint)
+            if place.is_dir() and made.gives != "adapter":
+                return weights(place)
+            below = next((i for i in made.inputs if i.type in ("model", "adapter")), None)
+            return self._size(below) if below else Size()
+        if one.path is None:
+            return Size()
+        if one.path.is_dir():
+            return weights(one.path)
+        return Size(bytes=one.path.stat().st_size)
 
     def _digest(self, planned: Planned) -> str | None:
         made = self.rows[planned.step]
@@ -193,13 +215,6 @@ def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
         mend = "give each a top-level name and use it as $name"
         raise UsageError(f"two inputs are called `{twice}`, and results are keyed by name", mend=mend)
     return out
-
-
-def _sizes(planned: tuple[Planned, ...]) -> dict[str, tuple]:
-    out: dict = {}
-    for one in planned:
-        out.setdefault(one.role, []).append(one)
-    return {role: tuple(items) for role, items in out.items()}
 
 
 def consumed_other(found: Artifact, row: Row, digests: dict[str, str | None]) -> tuple[str, ...]:

@@ -96,12 +96,14 @@ def _row(row) -> dict:
 
 
 def _table(made) -> str:
+    from slmkit.steps._estimate import shown
+
     lines = [f"{made.recipe.name}: {sum(r.action == 'cached' for r in made.rows)} of {len(made.rows)} steps are done"]
     wide = max(len(r.name) for r in made.rows)
     kinds = max(len(r.kind.name) for r in made.rows)
     for row in made.rows:
         given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{' (chosen)' if i.filled else ''}" for i in row.inputs)
-        needs = "".join(f"  {key.replace('_', ' ')} {value}" for key, value in row.estimate.items())
+        needs = f"  ({shown(row.estimate)})" if row.estimate and row.action != "cached" else ""
         why = f"  {'; '.join(row.why)}" if row.why else ""
         lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")
         lines.append(f"  {'':<{wide}}    {given}{needs}")

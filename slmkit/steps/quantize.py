@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from slmkit.steps import _estimate
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, Result, StepConfig, StepExecution, Takes
 
@@ -103,6 +104,12 @@ def blocked(config: Config, execution: Execution) -> str | None:
     if config.backend == "gptqmodel" and importlib.util.find_spec("gptqmodel") is None:
         return "backend gptqmodel is not installed: pip install 'slmkit[gptqmodel]'"
     return None
+
+
+def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
+    """Memory and disk."""
+    bits = {"nf4": 4, "int8": 8}.get(config.method, config.bits)
+    return _estimate.quantizing(bits, config.group_size or 64, sizes["model"][0])
 
 
 def run(ctx: Context, config: Config) -> Result:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from slmkit.steps import _estimate
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, Part, Result, StepConfig, StepExecution, Takes
 
@@ -123,6 +124,13 @@ class Execution(StepExecution):
     """Recompute activations in the backward pass: about a third slower, much less memory."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel. auto is sdpa, which keeps packed rows apart on every device."""
+
+
+def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
+    """Tokens, memory for weights and optimizer, disk."""
+    model, data = sizes["model"][0], sizes["data"][0]
+    epochs = config.epochs if config.max_steps is None else None
+    return _estimate.training(config.method, config.lora.r if config.lora else None, model, data, epochs)
 
 
 def run(ctx: Context, config: Config) -> Result:

@@ -1,0 +1,76 @@
+"""What a step will take, said by `plan` before anything heavy is imported: parameters are counted in the safetensors headers.
+
+Every figure is rough on purpose (a factor, not a percent) and is left out where its ground is unknown, never invented.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large vocabularies
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is known of an input: its weights' parameter count and bytes on disk; of data, the bytes of its files.
+
+    sides: inputs plus outputs of all its linear layers, so that adapters of rank r hold r × sides weights.
+    """
+
+    parameters: int | None = None
+    bytes: int | None = None
+    sides: int | None = None
+
+
+def weights(folder: Path) -> Size:
+    """Parameters and bytes of a folder's safetensors, from their headers alone."""
+    parameters = total = sides = 0
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as f:
+            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        total += file.stat().st_size
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for side in tensor["shape"]:
+                    count *= side
+                parameters += count
+                if len(tensor["shape"]) == 2 and "embed" not in name and "lm_head" not in name:
+                    sides += sum(tensor["shape"])
+    return Size(parameters, total, sides) if total else Size()
+
+
+def training(method: str, r: int | None, model: Size, data: Size, epochs: float | None) -> dict[str, int]:
+    """tokens seen, bytes of memory for weights, gradients and AdamW (activations come on top), bytes on disk."""
+    out: dict[str, int] = {}
+    if data.bytes and epochs:
+        out["tokens"] = int(data.bytes / BYTES_PER_TOKEN * epochs)
+    if model.parameters:
+        per_weight = {"full": 16.0, "lora": 2.0, "qlora": 0.55}[method]  # fp32 + gradient + two moments; bf16; NF4 with its scales
+        adapter = (r or 0) * (model.sides or 0)
+        out["memory_bytes"] = int(model.parameters * per_weight + adapter * 16)
+        out["disk_bytes"] = model.bytes or 0 if method == "full" else adapter * 4
+    return out
+
+
+def quantizing(bits: float, group_size: int, model: Size) -> dict[str, int]:
+    """bytes on disk: linear layers at `bits` with a 16-bit scale and a zero per group; the rest stays 16-bit."""
+    if not model.parameters or not model.bytes:
+        return {}
+    group = group_size if group_size > 0 else 4096
+    packed = model.parameters * (bits + (16 + bits) / group) / 8
+    return {"memory_bytes": model.parameters * 4, "disk_bytes": int(packed)}
+
+
+def shown(estimate: dict[str, int]) -> str:
+    """`~120 k tokens, ~1.2 GB memory, ~0.4 GB disk`."""
+    parts = []
+    for key, value in estimate.items():
+        if key.endswith("_bytes"):
+            parts.append(f"~{value / 1e9:.2g} GB {key.removesuffix('_bytes')}" if value >= 1e8 else f"~{value / 1e6:.2g} MB {key.removesuffix('_bytes')}")
+        else:
+            parts.append(f"~{value / 1e6:.2g} M {key}" if value >= 1e6 else f"~{value / 1e3:.3g} k {key}" if value >= 1e3 else f"~{value} {key}")
+    return ", ".join(parts)
