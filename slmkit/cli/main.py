@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
         stop_on_signals()
         if {"--help", "-h"} & set(argv) or not argv:
             return _help(_app(argv), argv)
+        if argv == ["--version"]:
+            print(__version__)
+            return 0
         return _app(argv)(args=argv, prog_name="slmkit", standalone_mode=True) or 0
     except SlmkitError as e:
         Terminal().error(e)

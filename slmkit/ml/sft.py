@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 
@@ -75,6 +75,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     if where.type == "cuda" and where.index:
         raise UsageError("training uses the first visible GPU", mend=f"set CUDA_VISIBLE_DEVICES={where.index} and `device: cuda`")
     micro = micro_batch(ctx.execution.micro_batch, config, where)
+    models.read_config(Path(given.path))
     tokenizer, encoded, held_out = _encode(given, config, data, validation)
     _say(ctx, data, encoded)
     dtype = models.precision(config.precision, where)
@@ -82,8 +83,8 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     model = _model(ctx, config, given, where, dtype)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     started = time.perf_counter()
-    trainer, resumed = _trainer(ctx, config, model, tokenizer, encoded, held_out, micro, where, dtype)
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer, total = _trainer(ctx, config, model, tokenizer, encoded, held_out, micro, where, dtype)
+    _go(ctx, trainer, total)
     history = trainer.state.log_history
     _save(ctx, config, trainer.model, given, tokenizer, dtype)
     values = _values(history, data, encoded, trainer.state.global_step) | {
@@ -156,13 +157,7 @@ def _trainer(ctx: Context, config, model, tokenizer, encoded, held_out, micro: i
     every = ctx.execution.checkpoint_every
     if every == "auto":
         every = max(1, min(500, math.ceil(total / 10)))
-    root = ctx.state / "checkpoints"
-    resumed, torn = checkpoints.latest(root)
-    if torn:
-        ctx.log("torn_checkpoints_removed", names=torn)
-    if resumed:
-        ctx.log("resumed", step=checkpoints.step(resumed))
-    args = _arguments(ctx, config, root, micro, every, where, dtype)
+    args = _arguments(ctx, config, ctx.state / "checkpoints", micro, every, where, dtype)
 
     def validate(trained) -> float:
         return mean_loss(trained, held_out.examples, tokenizer, where, dtype)
@@ -175,7 +170,24 @@ def _trainer(ctx: Context, config, model, tokenizer, encoded, held_out, micro: i
     for name, parameter in model.named_parameters():
         if name in full:
             parameter.data = full[name]
-    return trainer, resumed
+    return trainer, total
+
+
+def _go(ctx: Context, trainer: SFTTrainer, total: int) -> None:
+    """Train from the last whole checkpoint, or from the start."""
+    resumed, torn = checkpoints.latest(ctx.state / "checkpoints")
+    if torn:
+        ctx.log("torn_checkpoints_removed", names=torn)
+    if resumed:
+        ctx.log("resumed", step=checkpoints.step(resumed))
+    if resumed and checkpoints.step(resumed) >= total:
+        # The trainer, asked to resume at its last step, takes one more; there is nothing left to do but load.
+        trainer._load_from_checkpoint(str(resumed))
+        trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        return
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if trainer.state.global_step != total:
+        raise StepFailed(f"the trainer took {trainer.state.global_step} steps instead of {total}")
 
 
 def _arguments(ctx: Context, config, root: Path, micro: int, every: int, where, dtype) -> SFTConfig:

@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "steps"))
 import pytest
 import torch
 
+torch.set_num_threads(1)  # bytes are compared with those of child processes
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
