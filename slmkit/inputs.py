@@ -17,7 +17,6 @@ from slmkit.errors import InputChanged, RecipeError, SlmkitError, StoreError, Us
 from slmkit.recipe.located import Mark
 from slmkit.recipe.lock import Lock
 from slmkit.recipe.model import InputSpec
-from slmkit.sources import Source
 from slmkit.steps._step import Columns, Given, Takes
 
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from conftest import Cli
+
 from slmkit import demo
 
 RECIPE = """\

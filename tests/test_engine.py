@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from conftest import Cli
 
 CHAIN = """\
@@ -265,7 +264,8 @@ def test_canary_secret_is_nowhere(toy: Cli) -> None:
     canary = "hf_canaryCanaryCanary0123456789"
     toy.write("r.yaml", CHAIN.replace("pause: 0.02", "chatter: true"))
     screens = []
-    for words in (["run", "r.yaml", "--json"], ["show", "counting/two"], ["doctor"], ["run", "r.yaml", "--set", "steps.one.execution.fail=true", "--set", "steps.one.count=7"]):
+    broken = ["run", "r.yaml", "--set", "steps.one.execution.fail=true", "--set", "steps.one.count=7"]
+    for words in (["run", "r.yaml", "--json"], ["show", "counting/two"], ["doctor"], broken):
         done = toy(*words, HF_TOKEN=canary, OPENAI_API_KEY=canary)
         screens += [done.stdout, done.stderr]
     files = [p for p in toy.folder.rglob("*") if p.is_file()]

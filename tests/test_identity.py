@@ -33,12 +33,15 @@ BASE = {
             "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target": "attention"}, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
             "weight_decay": 0.01, "epochs": 2, "batch_size": 8, "max_length": 256, "packing": True, "loss_on": "assistant",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
-            "execution": {"micro_batch": 1, "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False, "attention": "sdpa"},
+            "execution": {
+                "micro_batch": 1, "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False, "attention": "sdpa",
+            },
         },
         "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
         "int4": {
             "kind": "quantize", "model": "$tuned", "method": "gptq", "backend": "slmkit", "bits": 4, "group_size": 64, "symmetric": True,
-            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1, "execution": {"device": "cpu"},
+            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1,
+            "execution": {"device": "cpu"},
         },
         "score": {
             "kind": "eval", "models": ["$base", "$int4"], "tasks": ["task.yaml"], "fewshot": 0, "limit": 5, "chat": False, "seed": 1,
@@ -56,10 +59,12 @@ OTHER = {  # another valid value for every field
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
-        "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02, "samples": 8, "max_length": 64, "seed": 2,
+        "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02,
+        "samples": 8, "max_length": 64, "seed": 2,
         "backend": "gptqmodel", "execution.device": "cuda",
     },
-    "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "execution.batch_size": 2, "execution.device": "cuda"},
+    "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},
+              "execution.batch_size": 2, "execution.device": "cuda"},
 }
 SINGLE = {"objective"}  # fields with one allowed value so far
 

@@ -6,7 +6,6 @@ import re
 import sys
 
 import pytest
-
 from conftest import Cli
 
 GOOD = """\

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import slmkit
 
-MAIN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "lm_eval", "safetensors", "tokenizers", "numpy", "gptqmodel")
+MAIN = (
+    "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "lm_eval", "safetensors", "tokenizers", "numpy",
+    "gptqmodel",
+)
 
 
 def version(package: str) -> str | None:

@@ -24,9 +24,14 @@ def show(ref: RefArg, store: StoreOpt = STORE, json: JsonOpt = False) -> None:
     if json:
         return out.show(js.dumps(artifact.manifest | {"path": str(artifact.path)}, ensure_ascii=False))
     m = artifact.manifest
-    lines = [f"{m['recipe']}/{m['name']}: a {m['type']} by {m['kind']}", f"  path         {artifact.path}", f"  fingerprint  {m['fingerprint']}",
-             f"  digest       {m['outputs']['digest']}", f"  made         {m['run']['finished']} in {m['run']['seconds']} s, attempt {m['run']['attempts']}",
-             f"  determinism  {m['determinism']['claimed']}, seed {m['determinism']['seed']}"]
+    lines = [
+        f"{m['recipe']}/{m['name']}: a {m['type']} by {m['kind']}",
+        f"  path         {artifact.path}",
+        f"  fingerprint  {m['fingerprint']}",
+        f"  digest       {m['outputs']['digest']}",
+        f"  made         {m['run']['finished']} in {m['run']['seconds']} s, attempt {m['run']['attempts']}",
+        f"  determinism  {m['determinism']['claimed']}, seed {m['determinism']['seed']}",
+    ]
     lines += [f"  input        {i['role']} = {i['name']} ({i['uri']})" for i in m["inputs"]]
     lines += [f"  config       {k} = {v}" for k, v in _flat(m["config"])]
     lines += [f"  result       {k} = {_number(v)}" for k, v in _flat(m["result"])]

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except Exception as e:  # the last resort: the traceback goes to a file, one line to the screen
+    except Exception as e:  # noqa: BLE001  the last resort: the traceback goes to a file, one line to the screen
         return _unforeseen(e)
 
 
@@ -64,12 +64,17 @@ def _app(argv: list[str]) -> typer.Typer:
         near = difflib.get_close_matches(word, [*kinds, *OTHERS], 1)
         raise UsageError(f"no such command: {word}", mend=f"did you mean `slmkit {near[0]}`?" if near else "`slmkit --help` lists them")
     for name in [k for k in kinds if word in (k, None)]:
-        command = app.command(name, help=verbs.kind_help(name), short_help=_first(_registry.doc(name)))
-        command(verbs.kind_verb(name))
+        help_ = verbs.kind_help(name) if word else None
+        app.command(name, help=help_, short_help=_first(_registry.doc(name)))(verbs.kind_verb(name) if word else _listed)
     for name, function in OTHERS.items():
         if word in (name, None):
-            app.command(name, short_help=_first(function.__doc__))(function)
+            app.command(name, short_help=_first(function.__doc__))(function if word else _listed)
     return app
+
+
+def _listed() -> None:
+    """Stands for a command in the list of all: its own options are built only when it is chosen."""
+
 
 
 def _help(app: typer.Typer, argv: list[str]) -> int:

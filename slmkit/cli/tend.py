@@ -15,7 +15,10 @@ from slmkit.cli.verbs import STORE, JsonOpt, QuietOpt, RecipeArg, SetOpt, StoreO
 from slmkit.errors import UsageError
 
 
-def lock(recipe: RecipeArg, set_: SetOpt = None, refresh: Annotated[bool, typer.Option("--refresh", help="Resolve every name anew.")] = False) -> None:
+def lock(
+    recipe: RecipeArg, set_: SetOpt = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Resolve every name anew.")] = False,
+) -> None:
     """Resolve the recipe's hub names to commits and write RECIPE.lock.json beside it.
 
     \b

@@ -24,7 +24,9 @@ FromOpt = Annotated[
 StoreOpt = Annotated[Path, typer.Option("--store", envvar="SLMKIT_STORE", metavar="DIR", help="Where artifacts lie.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")]
 QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
-LockedOpt = Annotated[bool | None, typer.Option("--locked/--no-locked", help="Refuse hub names that are not in the lock file. [default: on under CI]")]
+LockedOpt = Annotated[
+    bool | None, typer.Option("--locked/--no-locked", help="Refuse hub names that are not in the lock file. [default: on under CI]")
+]
 NoWaitOpt = Annotated[bool, typer.Option("--no-wait", help="Exit 75 instead of waiting when another process builds the same.")]
 STORE = Path("artifacts")
 

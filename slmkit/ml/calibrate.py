@@ -66,9 +66,7 @@ def _enter(model: PreTrainedModel, blocks, rows: list[list[int]]) -> list[_Batch
         ids = torch.tensor([r + [0] * (width - len(r)) for r in part], device=where)
         real = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in part], device=where)
         calls: list = []
-        hooks = [
-            b.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True) for b in blocks
-        ]
+        hooks = [b.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True) for b in blocks]
         model(input_ids=ids, use_cache=False)
         for hook in hooks:
             hook.remove()

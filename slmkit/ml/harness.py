@@ -199,7 +199,9 @@ def _offline_is_said(specs: list) -> Iterator[None]:
         yield
     except (ConnectionError, DatasetNotFoundError) as e:
         built_in = ", ".join(s for s in specs if isinstance(s, str)) or "a task"
-        raise CannotRun(f"the data of {built_in} cannot be fetched: {str(e).splitlines()[0]}", mend="check the network, or use a task YAML with local data") from None
+        raise CannotRun(
+            f"the data of {built_in} cannot be fetched: {str(e).splitlines()[0]}", mend="check the network, or use a task YAML with local data"
+        ) from None
     except KeyError as e:
         if not any(isinstance(s, str) and s in str(e) for s in specs):
             raise

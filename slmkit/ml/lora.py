@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from slmkit.errors import RecipeError, Problem, StepFailed
+from slmkit.errors import Problem, RecipeError, StepFailed
 from slmkit.ml import cards, models
 from slmkit.steps._step import Context, Given, Result
 

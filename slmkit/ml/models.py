@@ -87,9 +87,7 @@ def quantized(folder: Path) -> str | None:
     return (read_config(folder).get("quantization_config") or {}).get("quant_method")
 
 
-def load(
-    given: Given, where: torch.device, *, dtype: torch.dtype | None = None, nf4: bool = False, attention: str = "auto"
-) -> PreTrainedModel:
+def load(given: Given, where: torch.device, *, dtype: torch.dtype | None = None, nf4: bool = False, attention: str = "auto") -> PreTrainedModel:
     """A model, or an adapter on its base. dtype None: the folder's own; nf4: quantize to 4 bits while loading.
 
     GPTQ folders are unpacked into dense layers (exactly the values that were written).
@@ -113,9 +111,7 @@ def load(
         kwargs["device_map"] = {"": where}
     if attention != "auto":
         kwargs["attn_implementation"] = attention
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **kwargs
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **kwargs)
     mend_bitsandbytes(model)
     return model.eval()
 
@@ -130,9 +126,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
 
 def nf4_config(compute: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantization, as in QLoRA (https://arxiv.org/abs/2305.14314)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
 
 
 def mend_bitsandbytes(model: torch.nn.Module) -> None:

@@ -129,7 +129,9 @@ def _unpackable(shapes: dict, bits: int) -> str:
     if not name:
         return ""
     fits = ", ".join(str(b) for b in (2, 3, 4, 8) if not _unpacked(shapes, b)) or "none"
-    return f"; and {bits} bits need both sides to be multiples of {gptq_format.factor(bits)}, bits that fit: {fits}; methods nf4 and int8 take any shape"
+    return (
+        f"; and {bits} bits need both sides to be multiples of {gptq_format.factor(bits)}, bits that fit: {fits}; methods nf4 and int8 take any shape"
+    )
 
 
 def _shape(shape: tuple[int, int]) -> str:

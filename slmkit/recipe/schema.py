@@ -27,7 +27,10 @@ def build() -> dict:
         "properties": {
             "recipe": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$", "description": "The recipe's name."},
             "base": {"type": "string", "description": "The base model: hf:ID[@revision], a path, artifact:REF, or demo:student."},
-            "steps": {"type": "object", "minProperties": 1, "additionalProperties": step, "properties": {n: {"allOf": [step, s]} for n, s in named.items()}},
+            "steps": {
+                "type": "object", "minProperties": 1, "additionalProperties": step,
+                "properties": {n: {"allOf": [step, s]} for n, s in named.items()},
+            },
         },
         "$defs": definitions,
     }

@@ -70,7 +70,8 @@ def shown(estimate: dict[str, int]) -> str:
     parts = []
     for key, value in estimate.items():
         if key.endswith("_bytes"):
-            parts.append(f"~{value / 1e9:.2g} GB {key.removesuffix('_bytes')}" if value >= 1e8 else f"~{value / 1e6:.2g} MB {key.removesuffix('_bytes')}")
+            size = f"{value / 1e9:.2g} GB" if value >= 1e8 else f"{value / 1e6:.2g} MB"
+            parts.append(f"~{size} {key.removesuffix('_bytes')}")
         else:
             parts.append(f"~{value / 1e6:.2g} M {key}" if value >= 1e6 else f"~{value / 1e3:.3g} k {key}" if value >= 1e3 else f"~{value} {key}")
     return ", ".join(parts)

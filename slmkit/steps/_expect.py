@@ -36,7 +36,7 @@ def parse(text: str, bound: str) -> Expectation:
     """Parse one entry of `expect`. Raises ValueError that says which part is wrong."""
     match = _BOUND.match(bound)
     if not match or not _NUMBER.match(match[2]):
-        raise ValueError(f"`{bound}` is no bound for `{text}`; write a comparison and a number, such as \">= 0.9\"")
+        raise ValueError(f'`{bound}` is no bound for `{text}`; write a comparison and a number, such as ">= 0.9"')
     words = text.split()
     if not words:
         raise ValueError(f"an empty expression; {FORM}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from slmkit.errors import Problem, RecipeError
 
 LOCAL = ("json", "csv", "text", "parquet", "arrow")
+TASK = "an lm-eval task has `task: NAME`, `dataset_path`, `doc_to_text`, …"
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -48,6 +49,8 @@ def _collect(path: Path, found: dict[Path, None], stack: list[Path]) -> dict:
         if module.is_file():
             found[module] = None
     if not stack:
+        if not ({"task", "group"} & set(document)):
+            raise RecipeError([Problem("this is no lm-eval task: it has no `task`", str(path), 1, 1, mend=TASK)])
         for entry in [document, *(t for t in _as_list(document.get("task")) if isinstance(t, dict))]:
             _data(path, entry, found)
     return document
@@ -92,9 +95,8 @@ def _load(path: Path) -> tuple[dict, list[str]]:
         raise RecipeError([Problem(f"this YAML cannot be read: {e.problem}", str(path), line, column)]) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RecipeError([Problem(f"this YAML cannot be read: {str(e).splitlines()[0]}", str(path), 1, 1)]) from None
-    if not isinstance(document, dict) or not ({"task", "group", "include"} & set(document)):
-        mend = "an lm-eval task has `task: NAME`, `dataset_path`, `doc_to_text`, …"
-        raise RecipeError([Problem("this is no lm-eval task: it has no `task`", str(path), 1, 1, mend=mend)])
+    if not isinstance(document, dict):
+        raise RecipeError([Problem("this is no lm-eval task: it is no mapping", str(path), 1, 1, mend=TASK)])
     return document, functions
 
 

@@ -37,12 +37,12 @@ def test_merging_an_fp32_adapter_is_exact(tmp_path, tiny, rows_file):
 
 
 def test_merging_a_4_bit_trained_adapter_costs_little(tmp_path, tiny, rows_file):
-    driver, _ = run(tmp_path / "t", tiny, rows_file, method="qlora", max_steps=12)
+    driver, _ = run(tmp_path / "t", tiny, rows_file, method="qlora", max_steps=20, learning_rate=1e-2)
     as_trained = logits(given(driver.out, "adapter", base=given(tiny, "model"))).log_softmax(-1)
     out, _ = merged(tmp_path / "m", driver.out, tiny)
     kl = (as_trained.exp() * (as_trained - logits(given(out, "model")).log_softmax(-1))).sum(-1).mean()
     base = (as_trained.exp() * (as_trained - logits(given(tiny, "model")).log_softmax(-1))).sum(-1).mean()
-    assert kl < 0.05 and kl < base / 5
+    assert kl < 0.02 and kl < base / 5
 
 
 def test_the_format_can_be_chosen_and_bytes_repeat(tmp_path, tiny, rows_file):

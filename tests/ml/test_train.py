@@ -159,9 +159,7 @@ def test_packed_rows_have_the_loss_they_have_alone(tiny, rows_file):
 
 def test_micro_batches_make_the_same_step(tmp_path, tiny, rows_file):
     """The global batch is the identity: how it is cut up changes nothing but rounding."""
-    results = [
-        run(tmp_path / str(m), tiny, rows_file, execution={"micro_batch": m}, packing=False, method="lora")[1].values for m in (1, 4)
-    ]
+    results = [run(tmp_path / str(m), tiny, rows_file, execution={"micro_batch": m}, packing=False, method="lora")[1].values for m in (1, 4)]
     assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], rel=1e-4)
 
 
