@@ -36,6 +36,7 @@ class Screen(Protocol):
     def say(self, text: str) -> None: ...
     def progress(self, step: str) -> Callable[..., None]: ...
     def done(self, step: str) -> None: ...
+    def event(self, step: str, event: str, fields: dict) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,12 @@ class Engine:
         by_role: dict[str, Any] = {role: () if takes.many else None for role, takes in row.kind.takes.items()}
         for one in given:
             by_role[one.role] = (*by_role[one.role], one) if row.kind.takes[one.role].many else one
-        context = Context(out, state, by_role, row.execution, events, self.screen.progress(row.name), _secret)
+
+        def log(event: str, **fields: Any) -> None:
+            events(event, **fields)
+            self.screen.event(row.name, event, fields)
+
+        context = Context(out, state, by_role, row.execution, log, self.screen.progress(row.name), _secret)
         return row.kind.module.run(context, row.config)
 
     def _seal(self, row: Row, given: list[Given], out: Path, result: Result, run: dict, work: Path) -> None:

@@ -83,6 +83,11 @@ class Terminal:
         else:
             self._write(text)
 
+    def event(self, step: str, event: str, fields: dict) -> None:
+        """A line of events.jsonl, on the screen too with --verbose."""
+        if self.verbose:
+            self.say(f"{step}: {event}" + "".join(f"  {k}={v}" for k, v in fields.items()))
+
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a closed stderr must not break the work
             self.stream.write(text + "\n")
