@@ -9,13 +9,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from slmkit.errors import UsageError
 
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe's YAML file.")]
 StepArg = Annotated[str | None, typer.Argument(metavar="[STEP]", help="Which step, where the recipe has several.")]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key: --set steps.sft.lora.r=8. May be repeated.")]
 FromOpt = Annotated[
@@ -24,11 +24,19 @@ FromOpt = Annotated[
 StoreOpt = Annotated[Path, typer.Option("--store", envvar="SLMKIT_STORE", metavar="DIR", help="Where artifacts lie.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")]
 QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
+VerboseOpt = Annotated[bool, typer.Option("-v", "--verbose", help="Show what is logged, too.")]
 LockedOpt = Annotated[
     bool | None, typer.Option("--locked/--no-locked", help="Refuse hub names that are not in the lock file. [default: on under CI]")
 ]
 NoWaitOpt = Annotated[bool, typer.Option("--no-wait", help="Exit 75 instead of waiting when another process builds the same.")]
 STORE = Path("artifacts")
+
+
+class Loud(NamedTuple):
+    """How much is told: -q and -v."""
+
+    quiet: bool
+    verbose: bool
 
 
 def kind_help(name: str) -> str:
@@ -46,9 +54,9 @@ def kind_verb(kind: str):
 
     def verb(
         recipe: RecipeArg, step: StepArg = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE,
-        json: JsonOpt = False, quiet: QuietOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
+        json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
     ) -> None:
-        _build(recipe, kind, step, set_, from_, store, json, quiet, locked, no_wait)
+        _build(recipe, kind, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait)
 
     verb.__name__ = kind
     return verb
@@ -56,7 +64,7 @@ def kind_verb(kind: str):
 
 def run(
     recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Run only what this step needs.")] = None,
-    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False,
+    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
     locked: LockedOpt = None, no_wait: NoWaitOpt = False,
 ) -> None:
     """Run a recipe: all its steps, or what one step needs; finished ones are not done again.
@@ -66,7 +74,7 @@ def run(
       slmkit run recipe.yaml --set steps.sft.learning_rate=1e-4
       slmkit run recipe.yaml int4 --json | jq .result
     """
-    _build(recipe, None, step, set_, from_, store, json, quiet, locked, no_wait)
+    _build(recipe, None, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait)
 
 
 def plan(
@@ -175,13 +183,13 @@ def _reference(text: str, store) -> str:
     return str(store.resolve(text).path)
 
 
-def _build(recipe, kind, step, set_, from_, store, json, quiet, locked, no_wait) -> None:
+def _build(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
     from slmkit.cli.out import Stdout, Terminal
 
     stdout = Stdout()
     quiet_libraries()
     made, home, lock = load_and_plan(recipe, kind, step, set_, from_, store, locked)
-    screen = Terminal(quiet)
+    screen = Terminal(loud.quiet, loud.verbose)
     if lock.save():
         screen.say(f"wrote {lock.path}")
     from slmkit.engine import Engine
