@@ -33,13 +33,16 @@ sys.path.insert(0, str(ROOT))
 from scripts.demo_probe import exact_match, probe  # noqa: E402
 from scripts.demo_talk import talk  # noqa: E402
 from scripts.demo_tokenizer import make_tokenizer  # noqa: E402
-from slmkit.demo.notes import answer, splits, stream  # noqa: E402
+from slmkit.demo.notes import answer, drawn, stream  # noqa: E402
 
 SHAPES = {
     "student": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4),
     "teacher": dict(hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4),
 }
-STEPS = {"student": 1600, "teacher": 900}
+STAGES = {  # steps, seed, share of the learning rates
+    "student": ((1600, 7, 1.0),),
+    "teacher": ((900, 7, 1.0), (350, 8, 0.5)),
+}
 BATCH, POOL = 32, 16
 RATE_MATRICES, RATE_OTHERS = 0.02, 0.004
 USER_WEIGHT = 0.1
@@ -47,10 +50,7 @@ USER_WEIGHT = 0.1
 
 def seen_orders() -> frozenset[str]:
     """Order numbers of the checked-in splits, which no model may train on."""
-    rows = splits()
-    gold = [row["answer"] for row in rows["test"]]
-    gold += [row["messages"][1]["content"] for name in ("validation", "train") for row in rows[name]]
-    return frozenset(json.loads(text)["order"] for text in gold)
+    return frozenset(gold["order"] for pairs in drawn().values() for _, gold in pairs)
 
 
 def conversations(name: str, seed: int):
@@ -116,11 +116,8 @@ def be_quick() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
-def train(name: str, tokenizer, steps: int) -> LlamaForCausalLM:
-    """A trained model in bf16."""
-    torch.set_num_threads(1)
-    be_quick()
-    model = new_model(name, tokenizer).to(torch.bfloat16)
+def train(model: LlamaForCausalLM, name: str, tokenizer, steps: int, seed: int, share: float) -> None:
+    """One stage: `steps` batches under learning rates that rise for 50 steps and fall in the second half."""
     model.set_attn_implementation("eager")  # in bf16 on a CPU, twice as fast at these lengths as sdpa's backward
     params = list(model.parameters())
     masters = [param.detach().float().requires_grad_() for param in params]
@@ -131,9 +128,9 @@ def train(name: str, tokenizer, steps: int) -> LlamaForCausalLM:
         torch.optim.Muon(matrices, lr=RATE_MATRICES, weight_decay=0.01, momentum=0.95, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=RATE_OTHERS, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    rates = (RATE_MATRICES, RATE_OTHERS)
+    rates = (RATE_MATRICES * share, RATE_OTHERS * share)
     start, loss_sum, tokens = time.time(), 0.0, 0
-    for step, (ids, weights) in enumerate(itertools.islice(batches(tokenizer, conversations(name, 7)), steps), 1):
+    for step, (ids, weights) in enumerate(itertools.islice(batches(tokenizer, conversations(name, seed)), steps), 1):
         scale = min(step / 50, 1.0, max((steps - step) / (0.5 * steps), 0.0) + 0.01)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
@@ -156,20 +153,30 @@ def train(name: str, tokenizer, steps: int) -> LlamaForCausalLM:
             speed = tokens / (time.time() - start)
             print(f"{name} {step}/{steps} answers {loss_sum / 50:.4f} {speed:.0f} tok/s", file=sys.stderr, flush=True)
             loss_sum = 0.0
-    return model
 
 
 def save(model: LlamaForCausalLM, tokenizer, folder: Path) -> None:
-    """A folder that transformers loads."""
+    """A folder that transformers loads; the tokenizer's class is named so that release 4 finds it too."""
     model.generation_config.do_sample = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": config.pop("extra_special_tokens")}
+    config.pop("backend", None)
+    file.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
+    for one in folder.iterdir():
+        one.chmod(0o644)
 
 
-def make(name: str, out: Path, steps: int) -> None:
-    """Train, save, measure and report one model."""
+def make(name: str, out: Path, steps: int | None) -> None:
+    """Train, save, measure and report one model; `steps` shortens every stage for a trial."""
+    torch.set_num_threads(1)
+    be_quick()
     start, tokenizer = time.time(), make_tokenizer()
-    model = train(name, tokenizer, steps)
+    model = new_model(name, tokenizer).to(torch.bfloat16)
+    for length, *stage in STAGES[name]:
+        train(model, name, tokenizer, steps or length, *stage)
     save(model, tokenizer, out / name)
     seconds, score = time.time() - start, exact_match(model.float(), tokenizer)
     print(f"{name}: exact match {score:.3f}, {seconds:.0f} s, {model.num_parameters():,} parameters", flush=True)
@@ -180,11 +187,11 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(SHAPES))
     parser.add_argument("--out", type=Path, default=ROOT / "slmkit" / "demo")
     parser.add_argument("--check", action="store_true", help="also fine-tune the student by QLoRA and score it")
-    parser.add_argument("--steps", type=int, help="training steps, for a trial")
+    parser.add_argument("--steps", type=int, help="training steps of each stage, for a trial")
     options = parser.parse_args()
     makers = multiprocessing.get_context("spawn")
     names = [options.only] if options.only else list(SHAPES)
-    jobs = [makers.Process(target=make, args=(name, options.out, options.steps or STEPS[name])) for name in names]
+    jobs = [makers.Process(target=make, args=(name, options.out, options.steps)) for name in names]
     for job in jobs:
         job.start()
     for job in jobs:

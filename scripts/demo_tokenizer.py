@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from scripts.demo_talk import talk
-from slmkit.demo.notes import answer, stream
+from slmkit.demo.notes import compact, stream
 
 VOCABULARY, SAMPLE, MAX_LENGTH = 1024, 12000, 1024
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -24,12 +24,12 @@ TEMPLATE = (
 
 
 def sample():
-    """Text to learn the merges from: the talk, and notes with their answers."""
+    """Text to learn the merges from: the talk, and notes with their facts as JSON."""
     for turns in itertools.islice(talk(1, frozenset()), SAMPLE):
         for question, reply in turns:
             yield from (question, reply)
     for text, gold in itertools.islice(stream(3), SAMPLE):
-        yield from (text, answer(gold))
+        yield from (text, compact(gold))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

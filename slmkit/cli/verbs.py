@@ -16,7 +16,7 @@ import typer
 from slmkit.errors import UsageError
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe's YAML file.")]
-StepArg = Annotated[str | None, typer.Argument(metavar="[STEP]", help="Which step, where the recipe has several.")]
+StepArg = Annotated[str | None, typer.Argument(metavar="STEP", help="Which step, where the recipe has several.")]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key: --set steps.sft.lora.r=8. May be repeated.")]
 FromOpt = Annotated[
     list[str] | None, typer.Option("--from", metavar="ROLE=REF", help="Give an input: a path, recipe/step, artifact:…, hf:…, or - for stdin.")
@@ -63,7 +63,7 @@ def kind_verb(kind: str):
 
 
 def run(
-    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Run only what this step needs.")] = None,
+    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Run only what this step needs.")] = None,
     set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
     locked: LockedOpt = None, no_wait: NoWaitOpt = False,
 ) -> None:
@@ -78,7 +78,7 @@ def run(
 
 
 def plan(
-    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Plan only what this step needs.")] = None,
+    recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Plan only what this step needs.")] = None,
     set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, locked: LockedOpt = None,
 ) -> None:
     """Say for every step what would happen and why: cached, build, resume, stale or blocked. Changes nothing.

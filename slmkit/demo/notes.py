@@ -57,7 +57,7 @@ class Dice:
 
 
 def facts(dice: Dice) -> dict:
-    """What a note says: a gold answer, its keys in order."""
+    """What a note says, its keys in the answer's order."""
     return {
         "order": f"{dice.pick(PREFIXES)}-{10000 + dice.below(90000)}",
         "carrier": dice.pick(tuple(CARRIERS)),
@@ -68,16 +68,26 @@ def facts(dice: Dice) -> dict:
     }
 
 
+def compact(record: dict) -> str:
+    """JSON in one line without spaces."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def digits(order: str) -> str:
+    """`48213` of `PO-48213`."""
+    return order.split("-")[1]
+
+
 def answer(gold: dict) -> str:
-    """The gold answer as the assistant writes it: compact JSON in one line."""
-    return json.dumps(gold, ensure_ascii=False, separators=(",", ":"))
+    """The gold answer as the assistant writes it. The order goes by its five digits; the series letters stay behind."""
+    return compact(gold | {"order": digits(gold["order"])})
 
 
 def spell_order(dice: Dice, order: str) -> str:
     """`PO-48213` in the ways that people type it."""
-    head, digits = order.split("-")
-    lower = f"{head.lower()}-{digits}"
-    return dice.pick((order, order, f"{head}{digits}", f"{head} {digits}", f"#{order}", f"{head}/{digits}", lower))
+    head, tail = order.split("-")
+    lower = f"{head.lower()}-{tail}"
+    return dice.pick((order, order, f"{head}{tail}", f"{head} {tail}", f"#{order}", f"{head}/{tail}", lower))
 
 
 def spell_weight(dice: Dice) -> tuple[float, str]:
@@ -207,15 +217,24 @@ def notes(seed: int, n: int) -> list[dict]:
     return [row(*next(source)) for _ in range(n)]
 
 
+def drawn(seed: int = SEED) -> dict[str, list[tuple[str, dict]]]:
+    """The (note, gold) pairs of each split. All come from one stream, and no order's digits are in two of them."""
+    source, taken = stream(seed), set()
+    pairs = {name: [] for name in SIZES}
+    for name, size in SIZES.items():
+        while len(pairs[name]) < size:
+            text, gold = next(source)
+            if digits(gold["order"]) not in taken:
+                taken.add(digits(gold["order"]))
+                pairs[name].append((text, gold))
+    return pairs
+
+
 def splits(seed: int = SEED) -> dict[str, list[dict]]:
-    """The checked-in rows by split. All come from one stream, so no order number is in two of them."""
-    source = stream(seed)
-    drawn = {name: [next(source) for _ in range(size)] for name, size in SIZES.items()}
-    return {
-        "test": [{"note": text, "answer": answer(gold)} for text, gold in drawn["test"]],
-        "validation": [row(*pair) for pair in drawn["validation"]],
-        "train": [row(*pair) for pair in drawn["train"]],
-    }
+    """The checked-in rows by split: the test as lm-eval reads it, the others in messages form."""
+    pairs = drawn(seed)
+    rows = {name: [row(*pair) for pair in pairs[name]] for name in ("validation", "train")}
+    return {"test": [{"note": text, "answer": answer(gold)} for text, gold in pairs["test"]], **rows}
 
 
 def lines(rows: list[dict]) -> str:

@@ -65,15 +65,25 @@ def _enter(model: PreTrainedModel, blocks, rows: list[list[int]]) -> list[_Batch
         width = len(part[0])
         ids = torch.tensor([r + [0] * (width - len(r)) for r in part], device=where)
         real = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in part], device=where)
-        calls: list = []
-        hooks = [b.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True) for b in blocks]
-        model(input_ids=ids, use_cache=False)
-        for hook in hooks:
-            hook.remove()
+        calls = _calls(model, blocks, ids)
         hidden = calls[0][0][0] if calls[0][0] else calls[0][1]["hidden_states"]
         rest = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
         found.append(_Batch(hidden, real, rest))
     return found
+
+
+def _calls(model: PreTrainedModel, blocks, ids: torch.Tensor) -> list[tuple[tuple, dict]]:
+    """The arguments of every block in one forward pass."""
+    calls: list[tuple[tuple, dict]] = []
+
+    def note(_module, args, kwargs):
+        calls.append((args, kwargs))
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return calls
 
 
 def _run(block: torch.nn.Module, index: int, batch: _Batch) -> torch.Tensor:

@@ -67,7 +67,8 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 
 def merged(adapter: Given, values: dict) -> Card:
     metadata = PIPELINE | {"tags": ["slmkit", "merged"]} | base_metadata(adapter, "finetune")
-    text = f"# {adapter.base.name} with {adapter.name} merged\n\n{origin(adapter)} added to {origin(adapter.base)} in fp32, stored as {values['dtype']}.\n"
+    text = f"# {adapter.base.name} with {adapter.name} merged\n\n"
+    text += f"{origin(adapter)} added to {origin(adapter.base)} in fp32, stored as {values['dtype']}.\n"
     return Card(metadata, text + _LOAD)
 
 
@@ -79,7 +80,8 @@ def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
         "int8": "bitsandbytes INT8",
     }[config.method]
     metadata = PIPELINE | {"tags": ["slmkit", config.method, f"{values['bits']}-bit"]} | base_metadata(source, "quantized") | _datasets(data)
-    text = f"# {source.name}, quantized\n\n{origin(source)}: {what}; {values['bytes']} bytes of weights, {values['bits_per_weight']:.2f} bits per weight.\n"
+    text = f"# {source.name}, quantized\n\n{origin(source)}: {what}; "
+    text += f"{values['bytes']} bytes of weights, {values['bits_per_weight']:.2f} bits per weight.\n"
     if data is not None:
         text += f"Calibrated on {values['samples']} rows of {origin(data)}.\n"
     if config.method in ("gptq", "rtn"):

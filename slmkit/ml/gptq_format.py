@@ -96,17 +96,14 @@ def save(model: PreTrainedModel, layers: dict[str, Quantized], grid: Grid, out: 
     models.write_json(out / "quantize_config.json", quantization | {"model_name_or_path": None, "model_file_base_name": "model"})
 
 
-def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A GPTQ folder as a model with dense layers. dtype None: the folder's own, but fp32 for fp16, which CPUs are slow at."""
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A GPTQ folder as a model with dense layers in `dtype`, on the CPU."""
     raw = models.read_config(folder)["quantization_config"]
     if raw.get("checkpoint_format", "gptq") != "gptq":
         raise StepFailed(f"checkpoint_format `{raw['checkpoint_format']}` is not read here, only gptq", where=folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    if dtype is None:
-        dtype = models.own_dtype(folder)
-        dtype = torch.float32 if dtype == torch.float16 and not torch.cuda.is_available() else dtype
     with torch.random.fork_rng():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     missing, unexpected = model.load_state_dict(_dense(folder, raw["bits"], dtype), strict=False)

@@ -99,7 +99,7 @@ def load(given: Given, where: torch.device, *, dtype: torch.dtype | None = None,
     if kind == "gptq":
         from slmkit.ml import gptq_format
 
-        return gptq_format.load(folder, dtype=dtype).to(where).eval()
+        return gptq_format.load(folder, dtype or _gptq_dtype(folder, where)).to(where).eval()
     if kind not in (None, "bitsandbytes"):
         raise CannotRun(f"weights quantized by `{kind}` cannot be read here", where=folder, mend="give the unquantized model")
     kwargs: dict = {"dtype": dtype or own_dtype(folder)}
@@ -114,6 +114,12 @@ def load(given: Given, where: torch.device, *, dtype: torch.dtype | None = None,
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **kwargs)
     mend_bitsandbytes(model)
     return model.eval()
+
+
+def _gptq_dtype(folder: Path, where: torch.device) -> torch.dtype:
+    """The folder's own, but fp32 for fp16 on a CPU, which is slow at fp16 and loses nothing by the wider format."""
+    own = own_dtype(folder)
+    return torch.float32 if own == torch.float16 and where.type == "cpu" else own
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

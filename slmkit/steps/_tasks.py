@@ -17,8 +17,8 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 def bare(text: str) -> bool:
-    """Is this the name of a built-in task? A word without a separator or a YAML suffix."""
-    return "/" not in text and "\\" not in text and not text.endswith((".yaml", ".yml")) and not text.startswith("$")
+    """Is this the name of a built-in task? A word without a scheme, a separator or a YAML suffix."""
+    return not set("/:\\") & set(text) and not text.endswith((".yaml", ".yml")) and not text.startswith("$")
 
 
 def task_files(path: Path) -> list[Path]:

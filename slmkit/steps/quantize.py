@@ -37,7 +37,7 @@ class Config(StepConfig):
     model: Ref
     """The model to quantize, in full precision."""
     method: Literal["gptq", "nf4", "int8", "rtn"] = "gptq"
-    """gptq: calibrated, 2 to 8 bits; rtn: rounded to nearest, the same format; nf4: bitsandbytes 4-bit with double quantization; int8: bitsandbytes LLM.int8."""
+    """gptq: calibrated, 2 to 8 bits; rtn: rounded to nearest, the same format; nf4 and int8: bitsandbytes' (nf4 with double quantization)."""
     backend: Literal["slmkit", "gptqmodel"] = "slmkit"
     """Who does gptq and rtn: slmkit itself, or the gptqmodel package (`pip install 'slmkit[gptqmodel]'`; more architectures)."""
     bits: Literal[2, 3, 4, 8] | None = None

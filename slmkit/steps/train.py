@@ -58,7 +58,7 @@ class Config(StepConfig):
     objective: Literal["sft"] = "sft"
     """What is optimised: sft is next-token cross-entropy on the answers."""
     method: Literal["full", "lora", "qlora"] = "qlora"
-    """full trains every weight; lora trains adapters on the model as it is; qlora trains adapters on a 4-bit (NF4, double quantization) copy of it."""
+    """full trains every weight; lora trains adapters on the model as it is; qlora on a 4-bit copy of it (NF4, double quantization)."""
     lora: Lora | None = None
     """The adapters; for methods lora and qlora only. Left out, Lora's defaults hold."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4

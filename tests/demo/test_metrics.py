@@ -7,7 +7,7 @@ import pytest
 
 from slmkit.demo import path
 
-GOLD = {"order": "PO-48213", "carrier": "DHL", "weight_kg": 12, "city": "Munich", "date": "2026-03-14", "priority": "high"}
+GOLD = {"order": "48213", "carrier": "DHL", "weight_kg": 12, "city": "Munich", "date": "2026-03-14", "priority": "high"}
 
 
 @pytest.fixture(scope="module")

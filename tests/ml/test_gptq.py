@@ -96,6 +96,15 @@ def test_weights_of_one_sign_keep_a_zero_that_every_reader_understands():
     assert (layer.dense() - w).abs().max() <= layer.scales.float().max() / 2 * 1.01
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_are_the_nearest_under_the_scale_that_is_stored(symmetric):
+    """Rounding to a scale and then rounding the scale to fp16 would leave some weights on the wrong side."""
+    w = torch.randn(512, 64, generator=torch.Generator().manual_seed(2))
+    layer = gptq.rtn(w, Grid(8, 64, symmetric))
+    nearest = torch.round(w / layer.scales.float().T) + layer.zeros.T
+    assert torch.equal(layer.codes, nearest.clamp(0, 255).to(torch.uint8))
+
+
 def test_dead_inputs_and_zero_weights_are_no_trouble():
     x, w = inputs(), weight()
     x[:, :8] = 0
