@@ -24,7 +24,7 @@ from slmkit import capture, inputs
 from slmkit.artifact import card, digest, manifest, provenance
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store, explain_os_error
-from slmkit.errors import CannotRun, CheckFailed, SlmkitError, StepFailed
+from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed
 from slmkit.events import Events, now
 from slmkit.plan import Plan, Row, consumed_other
 from slmkit.steps._step import Context, Given, Result
@@ -163,6 +163,8 @@ class Engine:
     def _failure(self, row: Row, attempt: Path, error: BaseException, events: Events) -> BaseException:
         """Write failure.json and say the error in slmkit's terms. The attempt and its state stay for the next run."""
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if isinstance(error, RecipeError):
+            error.problems = [p if p.file else row.mark.problem(p.what, p.mend) for p in error.problems]
         foreseen = error if isinstance(error, SlmkitError) or stopped else explain_os_error(error, self.store.root)
         log = attempt / "stderr.log"
         if foreseen is None:

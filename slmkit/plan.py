@@ -17,6 +17,7 @@ from slmkit.artifact.store import Store
 from slmkit.errors import RecipeError, UsageError
 from slmkit.inputs import Planned
 from slmkit.recipe.load import BRIDGES
+from slmkit.recipe.located import Mark
 from slmkit.recipe.lock import Lock
 from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
@@ -40,6 +41,7 @@ class Row:
     action: str
     why: tuple[str, ...]
     estimate: dict = field(default_factory=dict)
+    mark: Mark | None = None
 
     @property
     def folder(self) -> str:
@@ -95,7 +97,7 @@ class _Planner:
             except RecipeError as e:
                 self.problems += e.problems
         if len(planned) == len(spec.inputs) and not self.problems:
-            self._row(spec.name, spec.kind, spec.config, spec.execution, tuple(planned))
+            self._row(spec.name, spec.kind, spec.config, spec.execution, tuple(planned), spec.mark)
 
     def _input(self, spec: StepSpec, one: InputSpec) -> Planned:
         takes = spec.kind.takes[one.role]
@@ -124,14 +126,14 @@ class _Planner:
             mend = f"name it in `{one.role}:` if it is meant, or rename it"
             raise RecipeError([one.mark.problem(f"an adapter is merged on the way as step `{name}`, and the recipe has one of that name", mend)])
         below = replace(planned, role=role, identity={k: v for k, v in planned.identity.items() if k != "name"})
-        row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below,))
+        row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below,), one.mark)
         label = InputSpec(one.role, one.label or planned.name, name, None, one.columns, one.mark, one.filled)
         return inputs.of_step(label, takes, name, row.gives, row.fingerprint, row.folder)
 
-    def _row(self, name: str, kind: Kind, config, execution, planned: tuple[Planned, ...]) -> Row:
+    def _row(self, name: str, kind: Kind, config, execution, planned: tuple[Planned, ...], mark: Mark) -> Row:
         pins = {p: version(p) for p in kind.pins}
         payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
-        row = Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", ())
+        row = Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         estimate = kind.hook("estimate")
         row = replace(row, action=action, why=why, estimate=estimate(config, execution, self._sizes(planned)) if estimate else {})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from slmkit.steps._step import Card, Given
 
 PIPELINE = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -13,11 +17,19 @@ def origin(given: Given) -> str:
 
 
 def base_metadata(given: Given, relation: str) -> dict:
-    """`base_model` only when the Hub knows it: an id that resolves nowhere would break the page."""
+    """`base_model`: the Hub's id at the root of the chain, which the cards hand on; else the name of what it was made from."""
     root = given
     while root.base is not None:
         root = root.base
-    return {"base_model": root.hub[0], "base_model_relation": relation} if root.hub else {}
+    known = root.hub[0] if root.hub else _said_by_its_card(root) or (root.uri if root.uri.startswith("demo:") else root.name)
+    return {"base_model": known, "base_model_relation": relation}
+
+
+def _said_by_its_card(given: Given) -> str | None:
+    """base_model in the front matter of an artifact's own card."""
+    card = Path(given.path) / "README.md"
+    parts = card.read_text(encoding="utf-8").split("---\n", 2) if given.manifest and card.is_file() else []
+    return yaml.safe_load(parts[1]).get("base_model") if len(parts) == 3 else None
 
 
 def _datasets(given: Given | None) -> dict:

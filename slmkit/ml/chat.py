@@ -20,7 +20,7 @@ IGNORED = -100
 TOO_LONG_SHARE = 0.05  # beyond it, rows are being lost to a wrong max_length rather than to outliers
 TEMPLATES = {
     "plain": (
-        "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] | trim }}"
+        "{{ bos_token }}{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] | trim }}"
         "{{ eos_token if m['role'] == 'assistant' }}{{ '\n' }}{% endfor %}"  # a newline after a block would be trimmed
         "{% if add_generation_prompt %}### assistant\n{% endif %}"
     ),
