@@ -41,7 +41,7 @@ SHAPES = {
 }
 STAGES = {  # steps, seed, share of the learning rates
     "student": ((1600, 7, 1.0),),
-    "teacher": ((900, 7, 1.0), (350, 8, 0.5)),
+    "teacher": ((1400, 7, 1.0),),
 }
 BATCH, POOL = 32, 16
 RATE_MATRICES, RATE_OTHERS = 0.02, 0.004
@@ -108,7 +108,7 @@ def new_model(name: str, tokenizer) -> LlamaForCausalLM:
 
 
 def be_quick() -> None:
-    """Two thirds less time a step: one kernel for RMSNorm, and a heap that keeps the blocks which each step frees."""
+    """About a third less time a step: one kernel for RMSNorm, and a heap that keeps the blocks which each step frees."""
     LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from slmkit.demo.notes import FOLDER
 
-RANK, ALPHA, RATE, EPOCHS, BATCH, WARMUP = 16, 32, 3e-3, 2, 16, 0.1
+RANK, ALPHA, RATE, EPOCHS, BATCH, WARMUP = 32, 64, 3e-3, 3, 16, 0.1
 NEW_TOKENS = 80
 
 

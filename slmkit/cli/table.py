@@ -27,7 +27,7 @@ def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) ->
         failed = e
     seconds = time.monotonic() - started
     by_name = {o.row.name: o for o in engine.outcomes}
-    screen.say(render(by_name["score"].artifact.manifest["result"], seconds))
+    screen.say(render(by_name["score"].artifact.manifest, seconds))
     if json:
         stdout.object(verbs.summary(by_name["int4"], engine.outcomes, seconds))
     else:
@@ -36,11 +36,12 @@ def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) ->
         raise failed
 
 
-def render(result: dict, seconds: float) -> str:
-    """The table as text: one row per model, exact match and field F1 with standard errors, size, speed."""
+def render(scored: dict, seconds: float) -> str:
+    """The table as text, from an eval's manifest: one row per model, exact match and field F1 with standard errors, size, speed."""
+    result = scored["result"]
     lines = ["", f"{'model':<8} {'exact match':>16} {'field F1':>16} {'size':>10} {'tokens/s':>10}"]
-    for model, tasks in result["scores"].items():
-        scores = next(iter(tasks.values()))
+    for model in (i["name"] for i in scored["inputs"] if i["role"] == "models"):
+        scores = next(iter(result["scores"][model].values()))
         size = result["size_bytes"][model] / 1e6
         speed = result["speed"][model]["tokens_per_second"]
         lines.append(f"{model:<8} {_score(scores, 'exact_match'):>16} {_score(scores, 'field_f1'):>16} {size:>7.2f} MB {speed:>10.0f}")

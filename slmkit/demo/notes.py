@@ -30,7 +30,7 @@ from slmkit.demo.words import (
 )
 
 FIELDS = ("order", "carrier", "weight_kg", "city", "date", "priority")
-SEED = 2026
+SEED = 20261122
 SIZES = {"test": 200, "validation": 200, "train": 2000}
 BREAKS = (", ", "\n", ". ")
 FOLDER = Path(__file__).parent / "notes"
@@ -182,7 +182,7 @@ def soil(dice: Dice, text: str, gold: dict) -> str:
         if dice.chance(0.2):
             text = text.replace(right, wrong)
     if dice.chance(0.2):
-        text = text.lower() if dice.chance(0.7) else text.upper()
+        text = text.lower() if dice.chance(0.9) else text.upper()
     if dice.chance(0.15):
         text = "".join("\n" if mark == " " and dice.chance(0.12) else mark for mark in text)
     return text
