@@ -107,6 +107,8 @@ class Engine:
         shutil.rmtree(out, ignore_errors=True)
         for folder in (attempt, state, out):
             folder.mkdir(exist_ok=True)
+        goes_on = f", going on from attempt {number - 1}" if resumed else ""
+        self.screen.say(f"{row.name}: {row.kind.name} into {work.name}{goes_on}")
         events = Events(attempt / "events.jsonl")
         try:
             events("start", step=row.name, kind=row.kind.name, fingerprint=row.fingerprint, attempt=number, resumed=resumed)

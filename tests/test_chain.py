@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cli
 
 from slmkit import demo
+from tests.support.cli import Cli
 
 RECIPE = """\
 recipe: chain

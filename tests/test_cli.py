@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli
+
+from tests.support.cli import ROOT, Cli
 
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy"}
 VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "show", "ls", "diff", "verify", "lock", "gc", "schema", "doctor", "init", "quickstart"]

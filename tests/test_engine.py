@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+
+from tests.support.cli import Cli
 
 CHAIN = """\
 recipe: counting

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Cli
-from support.hub import Hub
+
+from tests.support.cli import Cli
+from tests.support.hub import Hub
 
 RECIPE = "recipe: hub\nbase: hf:me/tiny\nsteps:\n  look: {kind: peek, model: $base}\n"
 

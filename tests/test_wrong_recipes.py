@@ -6,7 +6,8 @@ import re
 import sys
 
 import pytest
-from conftest import Cli
+
+from tests.support.cli import Cli
 
 GOOD = """\
 recipe: wrong

@@ -46,7 +46,7 @@ def test_it_learns_and_says_what_it_did(tmp_path, tiny, rows_file):
     assert result.determinism == "exact" and result.seed == 0
     assert driver.reports[-1][:3] == (values["steps"], values["steps"], "training")
     assert {"loss", "tokens_per_second"} <= set(driver.reports[-1][3])
-    assert result.card.metadata["library_name"] == "peft" and "base_model" not in result.card.metadata
+    assert result.card.metadata["library_name"] == "peft" and result.card.metadata["base_model"] == "base"
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
