@@ -24,7 +24,7 @@ from slmkit import capture, inputs
 from slmkit.artifact import card, digest, manifest, provenance
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store, explain_os_error
-from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed
+from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed, Stopped
 from slmkit.events import Events, now
 from slmkit.plan import Plan, Row, consumed_other
 from slmkit.steps._step import Context, Given, Result
@@ -64,6 +64,15 @@ class Engine:
 
     def run(self) -> list[Outcome]:
         """Run every row. Raises SlmkitError; KeyboardInterrupt passes through after the attempt is closed."""
+        if all(self._hit(row) for row in self.plan.rows):
+            return self._rows()
+        try:
+            with self.store.using([row.fingerprint for row in self.plan.rows]):
+                return self._rows()
+        except OSError as e:
+            raise explain_os_error(e, self.store.root) or e from e
+
+    def _rows(self) -> list[Outcome]:
         for row in self.plan.rows:
             started = time.monotonic()
             try:
@@ -75,7 +84,7 @@ class Engine:
             failed = tuple(c["detail"] for c in artifact.manifest["result"].get("checks", []) if not c["ok"])
             self.outcomes.append(Outcome(row, artifact, cached, time.monotonic() - started, failed))
             self.screen.say(f"{row.name}: {'already done' if cached else 'done'} in {artifact.path.name}" + _took(cached, started))
-            if failed:
+            if failed:  # what follows would build on what the recipe itself calls not good enough
                 raise CheckFailed(f"{row.name}: " + "; ".join(failed), where=artifact.path)
         return self.outcomes
 
@@ -164,7 +173,7 @@ class Engine:
 
     def _failure(self, row: Row, attempt: Path, error: BaseException, events: Events) -> BaseException:
         """Write failure.json and say the error in slmkit's terms. The attempt and its state stay for the next run."""
-        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        stopped = isinstance(error, (KeyboardInterrupt, Stopped))  # another SystemExit is a library's way out, and a failure
         if isinstance(error, RecipeError):
             error.problems = [p if p.file else row.mark.problem(p.what, p.mend) for p in error.problems]
         foreseen = error if isinstance(error, SlmkitError) or stopped else explain_os_error(error, self.store.root)

@@ -72,6 +72,10 @@ class Busy(SlmkitError):
     code = 75
 
 
+class Stopped(SystemExit):
+    """SIGINT or SIGTERM: passes through libraries as SystemExit does, and carries the exit code 130 or 143."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a file: its place (line and column count from 1), the sentence, the offending line, the help."""

@@ -6,7 +6,7 @@ Identity follows content: an artifact is its fingerprint, a hub repository its c
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmkit import sources
@@ -17,6 +17,7 @@ from slmkit.errors import InputChanged, RecipeError, SlmkitError, StoreError, Us
 from slmkit.recipe.located import Mark
 from slmkit.recipe.lock import Lock
 from slmkit.recipe.model import InputSpec
+from slmkit.sources import Source
 from slmkit.steps._step import Columns, Given, Takes
 
 
@@ -68,6 +69,10 @@ def of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Ca
         return _of_source(spec, takes, lock, store, cache)
     except UsageError as e:
         raise RecipeError([spec.mark.problem(e.what, e.mend)]) from None
+    except OSError as e:
+        raise RecipeError([spec.mark.problem(f"cannot read {e.filename or spec.source.text}: {e.strerror or e}")]) from None
+    except UnicodeError as e:
+        raise RecipeError([spec.mark.problem(f"a file name in {spec.source.text} is not UTF-8: {e}", "rename it")]) from None
 
 
 def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
@@ -76,7 +81,7 @@ def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: C
     if source.scheme == "bare":
         return Planned(spec.role, source.text, takes.types[0], source.text, {"type": takes.types[0], "name": source.text}, **common)
     if source.scheme == "artifact" or sources.artifact_folder(source.path):
-        found = store.resolve(source.ref) if source.scheme == "artifact" else manifest.load(source.path.resolve())
+        found = _named(source, store) if source.scheme == "artifact" else manifest.load(source.path.resolve())
         label = label or found.name
         identity = {"type": found.type, "fingerprint": found.fingerprint} | _extra(spec, takes, label)
         return Planned(spec.role, label, found.type, f"artifact:{found.path.name}", identity, path=found.path,
@@ -87,6 +92,11 @@ def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: C
         identity = {"type": type_, "hub": source.repo, "commit": commit} | _extra(spec, takes, label)
         return Planned(spec.role, label, type_, f"hf:{source.repo}@{commit}", identity, revision=commit, **common)
     return _of_path(spec, takes, lock, store, cache)
+
+
+def _named(source: Source, store: Store) -> manifest.Artifact:
+    """An `artifact:` reference: a path from the recipe's folder, else a name in the store."""
+    return manifest.load(source.path.resolve()) if sources.artifact_folder(source.path) else store.resolve(source.ref)
 
 
 def _of_path(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
@@ -111,8 +121,11 @@ def _extra(spec: InputSpec, takes: Takes, label: str) -> dict:
 
 def _base(spec: InputSpec, adapter: Path, lock: Lock, store: Store, cache: Cache) -> Planned:
     """The base of an adapter folder that slmkit did not make, as its adapter_config.json names it."""
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    name = config.get("base_model_name_or_path")
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        name = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as e:
+        raise UsageError(f"the adapter_config.json of {adapter.name} cannot be read: {e}") from None
     if not name:
         raise UsageError(f"{adapter.name} does not name its base model", mend="set base_model_name_or_path in its adapter_config.json")
     local = (adapter / name).exists()
@@ -128,7 +141,7 @@ def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact]) ->
     plain = Given(planned.role, planned.name, planned.type, planned.uri, planned.path, planned.digest, planned.revision, columns=columns)
     if planned.step or planned.fingerprint:
         artifact = made.get(planned.step) if planned.step else manifest.load(planned.path)
-        return _given_artifact(planned.role, planned.name, artifact, store)
+        return replace(_given_artifact(planned.role, planned.name, artifact, store), columns=columns)
     if planned.revision:
         path = sources.fetch_hub(plain.hub[0], planned.revision)
         return Given(planned.role, planned.name, planned.type, planned.uri, path, None, planned.revision, columns=columns)

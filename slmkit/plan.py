@@ -97,7 +97,10 @@ class _Planner:
             except RecipeError as e:
                 self.problems += e.problems
         if len(planned) == len(spec.inputs) and not self.problems:
-            self._row(spec.name, spec.kind, spec.config, spec.execution, tuple(planned), spec.mark)
+            try:
+                self._row(spec.name, spec.kind, spec.config, spec.execution, tuple(planned), spec.mark)
+            except RecipeError as e:
+                self.problems += e.problems
 
     def _input(self, spec: StepSpec, one: InputSpec) -> Planned:
         takes = spec.kind.takes[one.role]
@@ -122,10 +125,12 @@ class _Planner:
         kind = _registry.load(bridge)
         role = next(iter(kind.takes))
         config = kind.module.Config.model_validate({role: f"${planned.step}" if planned.step else planned.uri})
+        if (known := self.rows.get(name)) and [i.identity for i in known.inputs] != [planned_identity(planned)]:
+            name = next(n for i in range(2, 1000) if (n := f"{name}-{i}") not in self.rows)
         if name in self.recipe.steps:
             mend = f"name it in `{one.role}:` if it is meant, or rename it"
             raise RecipeError([one.mark.problem(f"an adapter is merged on the way as step `{name}`, and the recipe has one of that name", mend)])
-        below = replace(planned, role=role, identity={k: v for k, v in planned.identity.items() if k != "name"})
+        below = replace(planned, role=role, identity=planned_identity(planned))
         row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below,), one.mark)
         label = InputSpec(one.role, one.label or planned.name, name, None, one.columns, one.mark, one.filled)
         return inputs.of_step(label, takes, name, row.gives, row.fingerprint, row.folder)
@@ -133,7 +138,11 @@ class _Planner:
     def _row(self, name: str, kind: Kind, config, execution, planned: tuple[Planned, ...], mark: Mark) -> Row:
         pins = {p: version(p) for p in kind.pins}
         payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
-        row = Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", (), mark=mark)
+        try:
+            fingerprint = fp.fingerprint(payload)
+        except ValueError as e:  # an integer that JSON cannot hold
+            raise RecipeError([mark.problem(f"{name}: {e}")]) from None
+        row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         estimate = kind.hook("estimate")
         row = replace(row, action=action, why=why, estimate=estimate(config, execution, self._sizes(planned)) if estimate else {})
@@ -155,6 +164,8 @@ class _Planner:
             return "blocked", (reason,)
         before = self.store.ref(self.recipe.name, row.name)
         why = reasons(before.manifest["fingerprint_payload"], row) if before and before.kind == row.kind.name else ("never built",)
+        if self.store.place(row.kind.name, row.fingerprint).exists():
+            why = ("its folder lacks files, or its manifest cannot be read",)
         state = self.store.work(row.kind.name, row.fingerprint) / "state"
         if state.is_dir() and any(state.iterdir()):
             return "resume", ("an earlier attempt left its state", *(() if why == ("never built",) else why))
@@ -191,6 +202,11 @@ def identity(config: Any, kind: Kind) -> dict:
     """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default."""
     body = config.model_dump(mode="json", exclude=set(kind.takes))
     return _without_born(body, config)
+
+
+def planned_identity(planned: Planned) -> dict:
+    """What an input is, without the label under which one step keys its results."""
+    return {k: v for k, v in planned.identity.items() if k != "name"}
 
 
 def _without_born(body: dict, config: Any) -> dict:

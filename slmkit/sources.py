@@ -42,7 +42,7 @@ def parse(text: str, folder: Path) -> Source:
                 raise UsageError(f"`{text}` is no hub name", mend="write hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
             return Source("hf", text, repo=repo, revision=revision or "main")
         case "artifact":
-            return Source("artifact", text, ref=rest)
+            return Source("artifact", text, path=(folder / rest).absolute(), ref=rest)
         case "demo":
             return Source("demo", text, path=_demo(rest))
         case None:

@@ -7,6 +7,7 @@ about to be consumed or published is hashed in full.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,18 +28,20 @@ class Cache:
     def __init__(self, path: Path | None):
         self.path, self.known, self.fresh = path, {}, False
         try:
-            self.known = json.loads(path.read_text()) if path else {}
+            known = json.loads(path.read_text()) if path else {}
         except (OSError, ValueError):
-            self.known = {}
+            known = {}
+        self.known = known if isinstance(known, dict) else {}
 
     def of_file(self, path: Path) -> str:
         stat = path.stat()
-        key, state = str(path), [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        # ctime too: tar, rsync -t and touch set mtime back, nothing sets ctime back
+        key, state = str(path), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         entry = self.known.get(key)
-        if not (isinstance(entry, list) and entry[:3] == state):
+        if not (isinstance(entry, list) and entry[:-1] == state):
             entry = self.known[key] = [*state, of_file(path)]
             self.fresh = True
-        return entry[3]
+        return entry[-1]
 
     def save(self) -> None:
         if not self.fresh or self.path is None or not self.path.parent.is_dir():
@@ -48,7 +51,8 @@ class Cache:
             temporary.write_text(json.dumps(dict(list(self.known.items())[-5000:])))
             os.replace(temporary, self.path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only store: the next plan hashes again
+                temporary.unlink(missing_ok=True)
 
 
 def of_files(files: dict[str, Path], cache: Cache | None = None) -> str:
@@ -60,7 +64,13 @@ def of_files(files: dict[str, Path], cache: Cache | None = None) -> str:
 def files_of(folder: Path) -> dict[str, Path]:
     """Relative name → path of every visible file below a folder (no dotfiles, no dot-folders)."""
     found = {}
-    for place, folders, names in os.walk(folder):
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back up
+            folders[:] = []
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):

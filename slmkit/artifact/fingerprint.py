@@ -14,9 +14,18 @@ SCHEMA = "slmkit.fingerprint/1"
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value. Raises TypeError or ValueError for what JSON cannot hold exactly."""
+    """The one JSON text of a value; -0.0 is 0.0. Raises TypeError or ValueError for what JSON cannot hold exactly."""
     _check(value, "$")
+    value = _plus_zero(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _plus_zero(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plus_zero(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plus_zero(below) for below in value]
+    return 0.0 if isinstance(value, float) and value == 0 else value
 
 
 def _check(value: Any, where: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmkit.artifact import digest, manifest
+from slmkit.artifact import digest
 from slmkit.artifact.store import Store
+from slmkit.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Garbage:
     bytes: int
 
 
-def find(store: Store, keep_days: float = 7.0) -> list[Garbage]:
+def find(store: Store, keep_days: float = 7.0, broken: Callable[[StoreError], None] = lambda _: None) -> list[Garbage]:
     """Unreachable artifacts, and unlocked work folders untouched for `keep_days`."""
-    by_fingerprint = {a.fingerprint: a for a in store.artifacts()}
-    links = [p for p in store.refs.glob("*/*") if p.is_symlink() and (p / manifest.MANIFEST).is_file()]
-    waiting = [manifest.load(p.resolve()).fingerprint for p in links]
+    artifacts = store.artifacts(broken)
+    by_fingerprint = {a.fingerprint: a for a in artifacts}
+    by_path = {a.path.resolve(): a.fingerprint for a in artifacts}
+    waiting = [by_path[place] for _, place in store.names() if place in by_path] + _running(store)
     reached: set[str] = set()
     while waiting:
         one = waiting.pop()
@@ -37,7 +40,7 @@ def find(store: Store, keep_days: float = 7.0) -> list[Garbage]:
     for work in sorted(store.works.glob("*")):
         if work.is_dir() and work.name.startswith("trash-"):
             out.append(Garbage(work, "left over from a removal", _size(work)))
-        elif work.is_dir() and not _locked(work) and time.time() - _touched(work) > keep_days * 86400:
+        elif work.is_dir() and not _locked(work / "lock") and time.time() - _touched(work) > keep_days * 86400:
             out.append(Garbage(work, f"unfinished, untouched for {keep_days:g} days", _size(work)))
     return out
 
@@ -47,9 +50,20 @@ def remove(store: Store, garbage: list[Garbage]) -> None:
         store.discard(one.path)
 
 
-def _locked(work: Path) -> bool:
+def _running(store: Store) -> list[str]:
+    """Fingerprints that live runs have announced; announcements of dead ones are removed."""
+    wanted = []
+    for file in store.works.glob("run-*"):
+        if _locked(file):
+            wanted += file.read_text().split()
+        else:
+            file.unlink(missing_ok=True)
+    return wanted
+
+
+def _locked(file: Path) -> bool:
     try:
-        handle = os.open(work / "lock", os.O_RDWR)
+        handle = os.open(file, os.O_RDWR)
     except OSError:
         return False
     try:

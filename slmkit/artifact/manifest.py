@@ -13,6 +13,11 @@ from slmkit.errors import StoreError
 SCHEMA = "slmkit.manifest/1"
 FOLDER = ".slmkit"
 MANIFEST = f"{FOLDER}/manifest.json"
+ANEW = "remove the folder and run the recipe again: it is built anew"
+SHAPE = {
+    "kind": str, "type": str, "fingerprint": str, "fingerprint_payload": dict, "name": str, "recipe": str, "config": dict, "execution": dict,
+    "run": dict, "tool": dict, "environment": dict, "determinism": dict, "inputs": list, "outputs": dict, "result": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,14 @@ def load(folder: Path) -> Artifact:
     except FileNotFoundError:
         raise StoreError("not an artifact: it has no .slmkit/manifest.json", where=folder) from None
     except (OSError, ValueError) as e:
-        raise StoreError(f"its manifest cannot be read: {e}", where=path) from None
-    needed = {"schema", "kind", "type", "fingerprint", "fingerprint_payload", "name", "inputs", "outputs", "result"}
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA or not needed <= body.keys():
-        schema = body.get("schema") if isinstance(body, dict) else None
-        raise StoreError(f"its manifest is of schema {schema!r}, this slmkit reads {SCHEMA!r}", where=path)
+        raise StoreError(f"its manifest cannot be read: {e}", where=path, mend=ANEW) from None
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if schema != SCHEMA:
+        raise StoreError(f"its manifest is of schema {schema!r}, this slmkit reads {SCHEMA!r}", where=path, mend=ANEW)
+    wrong = [key for key, kind in SHAPE.items() if not isinstance(body.get(key), kind)]
+    outputs = body["outputs"] if not wrong else {}
+    if wrong or not isinstance(outputs.get("files"), list) or not isinstance(outputs.get("digest"), str):
+        raise StoreError(f"its manifest lacks {', '.join(wrong) or 'outputs.files'}", where=path, mend=ANEW)
     return Artifact(folder, body)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ class Store:
     """A folder of artifacts. Nothing is created until something is written."""
 
     def __init__(self, root: Path):
+        if not str(root) or str(root) == ".":
+            raise UsageError("the store's name is empty or the current folder", mend="name a folder of its own: --store artifacts")
         self.root = root.absolute()
         self.refs, self.works = self.root / "refs", self.root / ".work"
 
@@ -39,39 +42,59 @@ class Store:
         place = self.place(kind, fingerprint)
         if not (place / manifest.MANIFEST).is_file():
             return None
-        found = manifest.load(place)
+        try:
+            found = manifest.load(place)
+        except StoreError:  # publishing the same work again replaces it
+            return None
         return found if found.fingerprint == fingerprint and found.present() else None
 
-    def artifacts(self) -> list[Artifact]:
-        """All whole artifacts, newest last."""
-        folders = [p.parent.parent for p in self.root.glob(f"*/{manifest.MANIFEST}")]
-        return sorted((manifest.load(f) for f in folders), key=lambda a: (a.manifest["run"]["finished"], a.path.name))
+    def artifacts(self, broken: Callable[[StoreError], None] = lambda _: None) -> list[Artifact]:
+        """All artifacts, newest last. Folders whose manifest cannot be read are told to `broken` and left out."""
+        found = []
+        for folder in sorted(p.parent.parent for p in self.root.glob(f"*/{manifest.MANIFEST}")):
+            try:
+                found.append(manifest.load(folder))
+            except StoreError as e:
+                broken(e)
+        return sorted(found, key=lambda a: (str(a.manifest["run"].get("finished")), a.path.name))
 
     def by_fingerprint(self, fingerprint: str) -> Artifact | None:
-        found = [manifest.load(p.parent.parent) for p in self.root.glob(f"*-{fingerprint[:12]}/{manifest.MANIFEST}")]
-        return next((a for a in found if a.fingerprint == fingerprint), None)
+        return next((a for a in self.artifacts() if a.fingerprint == fingerprint), None)
+
+    def names(self) -> list[tuple[str, Path]]:
+        """(`recipe/step`, the artifact's folder) of every name that points at an artifact."""
+        links = [p for p in sorted(self.refs.glob("*/*")) if p.is_symlink() and not p.name.startswith(".")]
+        return [(f"{p.parent.name}/{p.name}", p.resolve()) for p in links if (p / manifest.MANIFEST).is_file()]
 
     def ref(self, recipe: str, step: str) -> Artifact | None:
-        """The artifact that a name stands for, or None."""
+        """The artifact that a name stands for; None when there is none that can be read."""
         path = self.refs / recipe / step
-        return manifest.load(path.resolve()) if (path / manifest.MANIFEST).is_file() else None
+        try:
+            return manifest.load(path.resolve())
+        except StoreError:
+            return None
 
     def resolve(self, text: str) -> Artifact:
         """An artifact by path, `recipe/step`, folder name, or at least 6 hex digits of its fingerprint. Raises UsageError."""
         path = Path(text)
-        if text and (path / manifest.MANIFEST).is_file():
-            return manifest.load(path.resolve())
-        if path.is_dir() and path.parent.name != "refs" and ("/" in text or not self.root.is_dir()):
-            raise UsageError(f"{text} is a folder but no artifact: it has no .slmkit/manifest.json")
+        try:
+            if text and (path / manifest.MANIFEST).is_file():
+                return manifest.load(path.resolve())
+        except OSError as e:
+            raise UsageError(f"`{text[:80]}` is no reference: {e.strerror}") from None
         parts = text.split("/")
         if len(parts) == 2 and ".." not in parts and (self.refs / text / manifest.MANIFEST).is_file():
             return manifest.load((self.refs / text).resolve())
-        folders = sorted(p.parent.parent for p in self.root.glob(f"*/{manifest.MANIFEST}"))
-        hits = [f for f in folders if f.name == text or (len(text) >= 6 and f.name.rpartition("-")[2].startswith(text[:12]))]
+        if path.is_dir() and "/" in text:
+            raise UsageError(f"{text} is a folder but no artifact: it has no .slmkit/manifest.json")
+        digits = text if re.fullmatch(r"[0-9a-f]{6,64}", text) else None
+        if (self.root / text / manifest.MANIFEST).is_file() and len(parts) == 1 and text:
+            return manifest.load(self.root / text)
+        hits = [a for a in self.artifacts() if digits and a.fingerprint.startswith(digits)]
         if len(hits) == 1:
-            return manifest.load(hits[0])
+            return hits[0]
         if len(hits) > 1:
-            raise UsageError(f"`{text}` is ambiguous", mend=f"one of {', '.join(h.name for h in hits)}")
+            raise UsageError(f"`{text}` is ambiguous", mend=f"one of {', '.join(h.path.name for h in hits)}")
         raise UsageError(f"no artifact `{text}` in {self.root}", mend="`slmkit ls` lists what is there")
 
     @contextlib.contextmanager
@@ -123,7 +146,24 @@ class Store:
         self.works.mkdir(parents=True, exist_ok=True)
         trash = self.works / f"trash-{path.name}-{os.getpid()}-{time.time_ns()}"
         os.rename(path, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        if trash.is_symlink():
+            trash.unlink()
+        else:
+            shutil.rmtree(trash, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def using(self, fingerprints: list[str]) -> Iterator[None]:
+        """Tell gc that these are wanted for as long as this process runs: a locked file in .work that names them."""
+        self.works.mkdir(parents=True, exist_ok=True)
+        path = self.works / f"run-{os.getpid()}-{time.time_ns()}"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            os.write(handle, "".join(f"{f}\n" for f in fingerprints).encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
     def name(self, recipe: str, step: str, artifact: Artifact) -> None:
         """Point refs/<recipe>/<step> at an artifact, atomically; nothing is written when it does already."""
@@ -164,6 +204,9 @@ def explain_os_error(error: BaseException, root: Path) -> StoreError | None:
         number = getattr(seen, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(seen):
             return StoreError("the disk is full", where=root, mend="free some space (`slmkit gc`) and run the same command again: it goes on")
+        if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG) and str(root) in str(getattr(seen, "filename", "")):
+            what = f"the store cannot be used: {os.strerror(number)}"
+            return StoreError(what, where=seen.filename, mend="something else stands there; move it away, or choose another --store")
         if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             path = getattr(seen, "filename", None) or root
             return StoreError(f"cannot write: {os.strerror(number)}", where=path, mend="choose a store that can be written with --store")

@@ -48,13 +48,12 @@ def ls(store: StoreOpt = STORE, json: JsonOpt = False) -> None:
     """
     home = _store(store)
     names: dict[str, list[str]] = {}
-    for link in sorted(home.refs.glob("*/*")):
-        if link.is_symlink():
-            names.setdefault(link.resolve().name, []).append(f"{link.parent.name}/{link.name}")
+    for name, place in home.names():
+        names.setdefault(place.name, []).append(name)
     rows = [
         {"path": str(a.path), "kind": a.kind, "type": a.type, "fingerprint": a.fingerprint, "bytes": a.manifest["outputs"]["bytes"],
          "finished": a.manifest["run"]["finished"], "names": names.get(a.path.name, [])}
-        for a in home.artifacts()
+        for a in home.artifacts(out.warn)
     ]
     if json:
         return out.show(js.dumps(rows))

@@ -13,7 +13,7 @@ import typer
 
 from slmkit import __version__
 from slmkit.cli import look, tend, verbs
-from slmkit.cli.out import Terminal, stop_on_signals
+from slmkit.cli.out import Terminal, open_closed_streams, stop_on_signals
 from slmkit.errors import SlmkitError, UsageError
 from slmkit.steps import _registry
 
@@ -35,6 +35,7 @@ OTHERS = {**verbs.COMMANDS, **look.COMMANDS, **tend.COMMANDS}
 def main(argv: list[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
+        open_closed_streams()
         stop_on_signals()
         if {"--help", "-h"} & set(argv) or not argv:
             return _help(_app(argv), argv)
@@ -59,10 +60,7 @@ def _app(argv: list[str]) -> typer.Typer:
     word = next((a for a in argv if not a.startswith("-")), None)
     kinds = list(_registry.locations()) if word not in OTHERS else []
     if word is not None and argv[0] == word and word not in OTHERS and word not in kinds:
-        import difflib
-
-        near = difflib.get_close_matches(word, [*kinds, *OTHERS], 1)
-        raise UsageError(f"no such command: {word}", mend=f"did you mean `slmkit {near[0]}`?" if near else "`slmkit --help` lists them")
+        raise _no_such(word)
     for name in [k for k in kinds if word in (k, None)]:
         help_ = verbs.kind_help(name) if word else None
         app.command(name, help=help_, short_help=_first(_registry.doc(name)))(verbs.kind_verb(name) if word else _listed)
@@ -70,6 +68,13 @@ def _app(argv: list[str]) -> typer.Typer:
         if word in (name, None):
             app.command(name, short_help=_first(function.__doc__))(function if word else _listed)
     return app
+
+
+def _no_such(word: str) -> UsageError:
+    import difflib
+
+    near = difflib.get_close_matches(word, [*_registry.locations(), *OTHERS], 1)
+    return UsageError(f"no such command: {word}", mend=f"did you mean `slmkit {near[0]}`?" if near else "`slmkit --help` lists them")
 
 
 def _listed() -> None:
@@ -86,6 +91,8 @@ def _help(app: typer.Typer, argv: list[str]) -> int:
     word = next((a for a in argv if not a.startswith("-")), None)
     if word is not None:
         command = command.get_command(context, word)
+        if command is None:
+            raise _no_such(word)
         context = typer.Context(command, parent=context, info_name=word, **SETTINGS)
     show(command.get_help(context))
     return 0 if argv else 2

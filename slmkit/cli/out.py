@@ -15,13 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from slmkit.errors import SlmkitError, _Problems
+from slmkit.errors import SlmkitError, Stopped, StoreError, _Problems
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
-
-
-class Stopped(SystemExit):
-    """SIGINT or SIGTERM: passes through libraries as SystemExit does, and carries the exit code 130 or 143."""
 
 
 def stop_on_signals() -> None:
@@ -45,13 +41,33 @@ class Stdout:
 
     def line(self, text: str) -> None:
         """Write one line. A reader that has gone away (`| head -0`) is no error: the work is done."""
-        with contextlib.suppress(BrokenPipeError):
-            data = text.encode() + b"\n"
+        data = os.fsencode(text) + b"\n"
+        try:
             while data:
                 data = data[os.write(self.fd, data) :]
+        except BrokenPipeError:
+            pass
+        except OSError as e:
+            raise StoreError(f"cannot write to stdout: {e.strerror}") from None
 
     def object(self, value: Any) -> None:
         self.line(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def warn(error: SlmkitError) -> None:
+    """Tell on stderr what was left out, and go on."""
+    print(f"warning: {error.render()}", file=sys.stderr)
+
+
+def open_closed_streams() -> None:
+    """Give fds 0 to 2 that were closed (`2>&-`) to /dev/null, so that no file opened later takes their number and their text."""
+    for fd, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.dup(fd), "r" if fd == 0 else "w"))
 
 
 def show(text: str) -> None:
@@ -59,8 +75,10 @@ def show(text: str) -> None:
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit stays silent
+        if not isinstance(e, BrokenPipeError):
+            raise StoreError(f"cannot write to stdout: {e.strerror}") from None
 
 
 class Terminal:

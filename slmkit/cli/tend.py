@@ -16,7 +16,7 @@ from slmkit.errors import UsageError
 
 
 def lock(
-    recipe: RecipeArg, set_: SetOpt = None,
+    recipe: RecipeArg, set_: SetOpt = None, store: StoreOpt = STORE,
     refresh: Annotated[bool, typer.Option("--refresh", help="Resolve every name anew.")] = False,
 ) -> None:
     """Resolve the recipe's hub names to commits and write RECIPE.lock.json beside it.
@@ -25,16 +25,15 @@ def lock(
       slmkit lock recipe.yaml
       slmkit lock recipe.yaml --refresh        take today's commits
     """
+    from slmkit import plan
+    from slmkit.artifact.store import Store
     from slmkit.recipe.load import load
     from slmkit.recipe.lock import Lock
 
     loaded = load(Path(recipe), set_ or [])
     held = Lock(loaded.lock_path, frozen=False, refresh=refresh)
-    for step in loaded.steps.values():
-        for one in step.inputs:
-            if one.source and one.source.scheme == "hf":
-                held.commit(one.source, one.mark)
-    held.save()
+    plan.make(loaded, Store(store), held)  # planning asks for every name, those below plain adapters too
+    held.save(always=True)
     out.show("\n".join([str(held.path), *(f"  {name}  {commit}" for name, commit in sorted(held.known.items()))]))
 
 
@@ -53,7 +52,7 @@ def gc(
     from slmkit.artifact.store import Store
 
     home = Store(store)
-    garbage = collector.find(home, days)
+    garbage = collector.find(home, days, out.warn)
     if delete:
         collector.remove(home, garbage)
     if json:

@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from slmkit.errors import UsageError
+from slmkit.errors import CheckFailed, Stopped, UsageError
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe's YAML file.")]
 StepArg = Annotated[str | None, typer.Argument(metavar="STEP", help="Which step, where the recipe has several.")]
@@ -172,7 +172,19 @@ def _stdin(role: str) -> list[str]:
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
         raise UsageError(f"--from {role}=-: nothing came on stdin", mend="the command before the pipe made no artifact: see its error")
-    return lines
+    return [_path_of(line) for line in lines]
+
+
+def _path_of(line: str) -> str:
+    """A line of stdin: a reference, or the object that --json prints."""
+    if not line.startswith("{"):
+        return line
+    import json
+
+    try:
+        return json.loads(line)["path"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError("stdin holds an object without a `path`", mend="pipe in a path, or what `slmkit … --json` printed") from None
 
 
 def _reference(text: str, store) -> str:
@@ -195,10 +207,19 @@ def _build(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_
     from slmkit.engine import Engine
 
     started = time.monotonic()
-    outcomes = Engine(made, home, screen, wait=not no_wait, argv=tuple(sys.argv)).run()
-    last = next(o for o in outcomes if o.row.name == made.target)
+    engine = Engine(made, home, screen, wait=not no_wait, argv=tuple(sys.argv))
+    try:
+        engine.run()
+    except CheckFailed:  # the scores are there and whole: --json tells them, the exit code says no
+        if json:
+            stdout.object(summary(engine.outcomes[-1], engine.outcomes, time.monotonic() - started))
+        raise
+    except Stopped:
+        screen.say("interrupted; the same command goes on from here")
+        raise
+    last = next(o for o in engine.outcomes if o.row.name == made.target)
     if json:
-        stdout.object(summary(last, outcomes, time.monotonic() - started))
+        stdout.object(summary(last, engine.outcomes, time.monotonic() - started))
     else:
         stdout.line(str(last.artifact.path))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from slmkit import demo
@@ -24,17 +23,19 @@ def write(folder: Path, keep: bool = False) -> Path:
         for name, place in FILES.items():
             body = body.replace(f"demo:{name}\n", f"{place}\n").replace(f"demo:{name}]", f"{place}]")
         body = body.replace("recipe: quickstart", f"recipe: {_name(folder)}")
-    if recipe.exists() and not (keep and recipe.read_text() == body):
-        raise UsageError("a recipe is there already", where=recipe, mend="choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    files = {recipe: body.encode(), folder / "recipe.schema.json": (schema_text() + "\n").encode()}
     if not keep:
-        for name, place in FILES.items():
-            source, target = demo.path(name), folder / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        shutil.copyfile(demo.path("notes").with_name("metrics.py"), folder / "tasks/metrics.py")
-    (folder / "recipe.schema.json").write_text(schema_text() + "\n")
-    recipe.write_text(body)
+        files |= {folder / place: demo.path(name).read_bytes() for name, place in FILES.items()}
+        files[folder / "tasks/metrics.py"] = demo.path("notes").with_name("metrics.py").read_bytes()
+    try:
+        taken = next((p for p, content in files.items() if p.exists() and not (keep and p.read_bytes() == content)), None)
+        if taken:
+            raise UsageError("something is there already, and is not overwritten", where=taken, mend="choose another folder")
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as e:
+        raise UsageError(f"cannot write the project: {e.strerror}", where=e.filename or folder, mend="choose another folder") from None
     return recipe
 
 

@@ -22,6 +22,7 @@ from slmkit.steps import _registry
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
+BROKEN = str(b"(not known)", "ascii")  # stands for an input that cannot be chosen; told by identity, so no word of a user equals it
 BRIDGES = {("adapter", "model"): "merge"}  # (given, wanted) → the kind that turns one into the other
 
 
@@ -119,8 +120,8 @@ class _Loader:
 
     def _step_shape(self, name: str, body: Any) -> None:
         where = ("steps", name)
-        if not NAME.match(name):
-            self.fault(where, f"{explain.shown(name)} is no step name", "letters, digits, - and _, at most 40", key=True)
+        if not NAME.match(name) or not REFERENCE.match(f"${name}"):
+            self.fault(where, f"{explain.shown(name)} is no step name", "a letter, then letters, digits, - and _, at most 40", key=True)
         if body is not None and not isinstance(body, dict):
             self.fault(where, f"a step is a mapping, this is {explain.named(body)}")
             return
@@ -171,12 +172,12 @@ class _Loader:
                 body[role] = [body.pop(one)]
                 self.moved[(*where, role, 0)] = (*where, one)
 
-    def _substitute(self, value: Any, where: Where, step: str, roles: set[str]) -> Any:
+    def _substitute(self, value: Any, where: Where, step: str, roles: set[str], seen: tuple[str, ...] = ()) -> Any:
         """Replace `$name` of a top-level value; leave `$step` where an input may stand."""
         if isinstance(value, dict):
-            return {k: self._substitute(v, (*where, k), step, roles) for k, v in value.items()}
+            return {k: self._substitute(v, (*where, k), step, roles, seen) for k, v in value.items()}
         if isinstance(value, list):
-            return [self._substitute(v, (*where, i), step, roles) for i, v in enumerate(value)]
+            return [self._substitute(v, (*where, i), step, roles, seen) for i, v in enumerate(value)]
         match = REFERENCE.match(value) if isinstance(value, str) else None
         if not match:
             return value
@@ -186,10 +187,13 @@ class _Loader:
                 self.fault(where, f"`{value}` is a step, and `{where[2]}` takes no step", "give a plain value")
             return value
         if name in data and name not in ("recipe", "steps"):
+            if name in seen:
+                self.fault(where, f"`{value}` goes round in a circle", "give one of the values in full")
+                return value
             self.used.add(name)
-            self.labels[where] = name
-            self.moved[where] = self.moved.get((name,), (name,))
-            return data[name]
+            self.labels.setdefault(where, name)
+            self.moved[where] = (name,)
+            return self._substitute(data[name], where, step, roles, (*seen, name))
         known = [*data["steps"], *(k for k in data if k not in ("recipe", "steps"))]
         near = difflib.get_close_matches(name, known, 1)
         self.fault(where, f"`{value}` is neither a step nor a top-level value", _did_you_mean(near, known))
@@ -210,10 +214,10 @@ class _Loader:
                 self.used.add("base")
                 self.labels[(*where, role, 0) if takes.many else (*where, role)] = "base"
             elif None in done.values():
-                value = "unknown"  # an earlier step is broken and might have given it: its own problem is enough
+                value = BROKEN  # an earlier step is broken and might have given it: its own problem is enough
             else:
                 self.fault(where, f"`{role}` is missing, and no earlier step gives a {' or '.join(takes.types)}", key=True)
-                value = "unknown"
+                value = BROKEN
             body[role] = [value] if takes.many else value
             filled.add(role)
         return filled
@@ -233,9 +237,9 @@ class _Loader:
             place = (*where, role) if index is None else (*where, role, index)
             columns = None
             if isinstance(item, dict):
-                columns = {k: v for k, v in item.items() if k != "path"}
+                columns = {k: v for k, v in item.items() if k != "path" and v is not None}
                 item = item.get("path")
-            if isinstance(item, str) and item != "unknown":
+            if isinstance(item, str) and item is not BROKEN:
                 yield from self._input(takes, role, item, place, step, done, columns, filled)
 
     def _input(self, takes, role, text: str, place: Where, step: str, done: dict, columns, filled) -> Iterable[InputSpec]:
@@ -273,9 +277,12 @@ class _Loader:
         except UsageError as e:
             self.fault(place, e.what, e.mend)
             return None
+        except (OSError, RuntimeError, ValueError) as e:
+            self.fault(place, f"this cannot be a path: {e}")
+            return None
         if source.scheme != "path":
             return source
-        if not source.path.exists():
+        if not text or not _exists(source.path):
             beside = source.path.parent
             near = difflib.get_close_matches(source.path.name, [p.name for p in beside.iterdir()] if beside.is_dir() else [], 2)
             mend = f"did you mean {' or '.join(near)}?" if near else "paths are relative to the recipe; a hub name is hf:OWNER/NAME"
@@ -286,6 +293,14 @@ class _Loader:
             self.fault(place, f"{text} is a {given}, and a {' or '.join(takes.types)} is wanted here")
             return None
         return source
+
+
+def _exists(path: Path) -> bool:
+    """Is this a folder or a plain file?"""
+    try:
+        return path.is_dir() or path.is_file()  # pipes and devices have no content to identify
+    except OSError:  # a name too long for any file
+        return False
 
 
 def _did_you_mean(near: list[str], known: list[str]) -> str:

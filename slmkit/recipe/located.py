@@ -47,6 +47,7 @@ class Document:
     data: Any = None
     keys: dict[Where, Mark] = field(default_factory=dict)
     values: dict[Where, Mark] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
 
     def mark(self, where: Where, key: bool = False) -> Mark:
         """The mark of the key or value at `where`, or of the nearest parent that stands in the text."""
@@ -152,13 +153,13 @@ class _Builder:
     """Builds values from parser events, with marks, limits and duplicate checks."""
 
     def __init__(self, file: str, lines: list[str]):
-        self.doc = Document(file)
+        self.doc = Document(file, lines=lines)
         self.lines, self.problems, self.nodes = lines, [], 0
         self.anchors: dict[str, tuple[list, Where]] = {}
 
     def build(self, text: str) -> Document:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        events = [e for e in yaml.parse(text, Loader=loader)]
+        events = self._events(yaml.parse(text, Loader=loader))
         starts = [e for e in events if isinstance(e, yaml.DocumentStartEvent)]
         if len(starts) > 1:
             self._fault(starts[1], "a second YAML document (`---`)", "a recipe is one document")
@@ -170,6 +171,17 @@ class _Builder:
         if self.problems:
             raise RecipeError(self.problems)
         return self.doc
+
+    def _events(self, parser) -> list:
+        """All events; nesting is measured as they come, since a parser fed a megabyte of brackets takes minutes."""
+        events, depth = [], 0
+        for event in parser:
+            events.append(event)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                self._fault(event, "nested too deep", "a recipe is small: write the values out")
+                raise RecipeError(self.problems)
+        return events
 
     def _mark(self, event) -> Mark:
         start, end = event.start_mark, event.end_mark

@@ -11,6 +11,7 @@ from slmkit.recipe.located import Mark
 from slmkit.sources import COMMIT, Source, resolve_hub
 
 SCHEMA = "slmkit.lock/1"
+AGAIN = "`slmkit lock RECIPE --refresh` writes it anew"
 
 
 class Lock:
@@ -37,9 +38,9 @@ class Lock:
             raise RecipeError([mark.problem(e.what, e.mend)]) from None
         return self.known[name]
 
-    def save(self) -> bool:
-        """Write the file if something was resolved. True when written."""
-        if not self.found:
+    def save(self, always: bool = False) -> bool:
+        """Write the file if something was resolved, or `always`. True when written."""
+        if not self.found and not always:
             return False
         body = json.dumps({"schema": SCHEMA, "hub": dict(sorted(self.known.items()))}, indent=2) + "\n"
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -55,8 +56,10 @@ def _read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError as e:
-        raise UsageError(f"the lock file is not valid JSON: {e}", where=path, mend="run `slmkit lock RECIPE` again") from None
+        raise UsageError(f"the lock file is not valid JSON: {e}", where=path, mend=AGAIN) from None
+    except OSError as e:
+        raise UsageError(f"the lock file cannot be read: {e.strerror}", where=path) from None
     hub = body.get("hub") if isinstance(body, dict) and body.get("schema") == SCHEMA else None
     if not isinstance(hub, dict) or not all(isinstance(v, str) and COMMIT.match(v) for v in hub.values()):
-        raise UsageError(f"not a lock file of schema {SCHEMA}", where=path, mend="run `slmkit lock RECIPE` again")
+        raise UsageError(f"not a lock file of schema {SCHEMA}", where=path, mend=AGAIN)
     return hub

@@ -23,9 +23,10 @@ def apply_set(doc: Document, text: str) -> None:
     node: Any = doc.data
     column = 1
     for part in parts[:-1]:
-        key: Any = int(part) if isinstance(node, list) and part.isdigit() else part
+        key: Any = int(part) if isinstance(node, list) and part.isdecimal() and part.isascii() else part
         if isinstance(node, dict) and len(where) != 1 and (len(where) >= 2 or key == "steps") and key not in node:
             node[key] = {}  # a block that was left out, such as lora: or execution:
+            doc.keys[(*where, key)] = doc.values[(*where, key)] = Mark(file, 1, column, len(part), text)
         if isinstance(node, dict) and node.get(key, "") is None:
             node[key] = {}
         if not (isinstance(node, dict) and key in node) and not (isinstance(node, list) and isinstance(key, int) and key < len(node)):
@@ -38,7 +39,9 @@ def apply_set(doc: Document, text: str) -> None:
 
 
 def _put(doc: Document, node: Any, where: Where, last: str, value: Any, key_mark: Mark, value_mark: Mark) -> None:
-    key: Any = int(last) if isinstance(node, list) and last.isdigit() else last
+    key: Any = int(last) if isinstance(node, list) and last.isdecimal() and last.isascii() else last
+    if isinstance(node, str) and node.startswith("$"):
+        raise RecipeError([key_mark.problem(f"`{'.'.join(map(str, where))}` is `{node}` there", f"set {node[1:]}.{last} instead")])
     if isinstance(node, list) and (not isinstance(key, int) or key >= len(node)) or not isinstance(node, (dict, list)):
         raise RecipeError([key_mark.problem(f"`{last}` does not exist there", "give an index that exists, or set the whole list")])
     place = (*where, key)
@@ -63,15 +66,23 @@ def apply_from(doc: Document, step: str, pairs: list[tuple[str, str]], takes: di
         if len(given[many]) > 1 and not takes[many].many:
             raise RecipeError([Problem(f"`{role}` takes one reference, {len(given[many])} were given", "--from", 1, 1, f"{role}={reference}")])
     for role, references in given.items():
-        body.pop(role.removesuffix("s"), None)
+        if takes[role].many:
+            body.pop(role.removesuffix("s"), None)
         text = ", ".join(f"{role}={r}" for r in references)
         mark = Mark("--from", 1, 1, len(text), text)
         place = ("steps", step, role)
         for marks in (doc.keys, doc.values):
             for old in [w for w in marks if w[:3] == place]:
                 del marks[old]
-        if isinstance(body.get(role), dict):  # data with a column mapping keeps the mapping
-            body[role] = {**body[role], "path": references[0]}
+        mapping = _value(doc, body.get(role))
+        if isinstance(mapping, dict):  # data with a column mapping keeps the mapping
+            body[role] = {**mapping, "path": references[0]}
         else:
             body[role] = references if takes[role].many else references[0]
         doc.keys[place] = doc.values[place] = mark
+
+
+def _value(doc: Document, value: Any) -> Any:
+    """What a `$name` of a top-level value stands for."""
+    name = value[1:] if isinstance(value, str) and value.startswith("$") else None
+    return doc.data.get(name, value) if name and name not in doc.data["steps"] else value

@@ -19,9 +19,19 @@ _SHAPES = re.compile(
 _KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
 
 
+MEND = "name the environment variable that holds it (`api_key_env: NAME`), and revoke this one"
+
+
 def find(doc: Document) -> list[Problem]:
     """A Problem for every value that looks like a secret or stands under a key that names one."""
-    return list(_walk(doc, doc.data, ()))
+    found = list(_walk(doc, doc.data, ()))
+    lines = {p.line for p in found if p.file == doc.file}
+    for number, line in enumerate(doc.lines, 1):  # comments are kept with every artifact, too
+        match = _SHAPES.search(line)
+        if match and number not in lines:
+            hidden = _SHAPES.sub(lambda m: "*" * len(m[0]), line)
+            found.append(Problem("a literal secret", doc.file, number, match.start() + 1, hidden, len(match[0]), MEND))
+    return found
 
 
 def _walk(doc: Document, value: Any, where: Where):
@@ -37,6 +47,6 @@ def _walk(doc: Document, value: Any, where: Where):
             mark = doc.mark(where)
             hidden = mark.source.replace(value, "*" * len(value))
             yield replace(
-                mark.problem("a literal secret", "name the environment variable that holds it (`api_key_env: NAME`), and revoke this one"),
+                mark.problem("a literal secret", MEND),
                 source=_SHAPES.sub("***", hidden),
             )

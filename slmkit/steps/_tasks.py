@@ -44,10 +44,8 @@ def _collect(path: Path, found: dict[Path, None], stack: list[Path]) -> dict:
     for name in _as_list(document.get("include")):
         inner = _existing(path, path.parent / name, name, "an included file")
         document = _collect(inner, found, [*stack, path]) | document
-    for qualified in functions:
-        module = path.parent / (qualified.rpartition(".")[0].replace(".", "/") + ".py")
-        if module.is_file():
-            found[module] = None
+    if functions:  # the module may import its neighbours: all Python files of the folder are part of what it computes
+        found.update(dict.fromkeys(sorted(path.parent.rglob("*.py"))))
     if not stack:
         if not ({"task", "group"} & set(document)):
             raise RecipeError([Problem("this is no lm-eval task: it has no `task`", str(path), 1, 1, mend=TASK)])

@@ -117,3 +117,32 @@ def run(ctx, config):
     (ctx.out / "config.json").write_bytes((ctx.inputs["model"].path / "config.json").read_bytes())
     return Result({"revision": ctx.inputs["model"].revision})
 '''
+
+
+ODD = '''
+"""Do one odd thing."""
+import sys
+from typing import Annotated
+from slmkit.steps._fields import DataRef
+from slmkit.steps._step import StepConfig, StepExecution, Takes, Result
+
+VERSION = 1
+TAKES = {"data": Takes("dataset", optional=True)}
+GIVES = "dataset"
+
+class Config(StepConfig):
+    data: DataRef | None = None
+    """Rows."""
+    leave: bool = False
+    """Call sys.exit(0)."""
+
+class Execution(StepExecution):
+    pass
+
+def run(ctx, config):
+    if config.leave:
+        sys.exit(0)
+    given = ctx.inputs["data"]
+    (ctx.out / "x.txt").write_text("x")
+    return Result({"columns": given.columns.model_dump(exclude_none=True, exclude={"path"}) if given and given.columns else None})
+'''
