@@ -96,7 +96,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if name in k.split("_") or k in name][:1]
+    initials = [k for k in known if len(name) > 1 and "".join(word[0] for word in k.split("_")) == name.lower()]  # lr, wd
+    near = initials or difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if name in k.split("_") or k in name][:1]
     if not known:
         return None
     return (f"did you mean `{near[0]}`? " if near else "") + f"known keys: {', '.join(known)}"
