@@ -22,7 +22,6 @@ from slmkit.steps import _registry
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
-BROKEN = str(b"(not known)", "ascii")  # stands for an input that cannot be chosen; told by identity, so no word of a user equals it
 BRIDGES = {("adapter", "model"): "merge"}  # (given, wanted) → the kind that turns one into the other
 
 
@@ -82,6 +81,7 @@ class _Loader:
         self.moved: dict[Where, Where] = {}  # where a `$value` was put → where it came from
         self.labels: dict[Where, str] = {}
         self.used: set[str] = set()
+        self.unfilled: set[Where] = set()  # inputs that were left out and could not be chosen
 
     def fault(self, where: Where, what: str, mend: str | None = None, key: bool = False) -> None:
         for end in range(len(where), 0, -1):
@@ -214,10 +214,12 @@ class _Loader:
                 self.used.add("base")
                 self.labels[(*where, role, 0) if takes.many else (*where, role)] = "base"
             elif None in done.values():
-                value = BROKEN  # an earlier step is broken and might have given it: its own problem is enough
+                value = "-"  # an earlier step is broken and might have given it: its own problem is enough
+                self.unfilled.add((*where, role))
             else:
                 self.fault(where, f"`{role}` is missing, and no earlier step gives a {' or '.join(takes.types)}", key=True)
-                value = BROKEN
+                value = "-"
+                self.unfilled.add((*where, role))
             body[role] = [value] if takes.many else value
             filled.add(role)
         return filled
@@ -232,6 +234,8 @@ class _Loader:
 
     def _inputs(self, kind, role, where: Where, body: dict, step: str, done: dict, filled: bool) -> Iterable[InputSpec]:
         value, takes = body.get(role), kind.takes[role]
+        if (*where, role) in self.unfilled:
+            return
         items = enumerate(value) if takes.many and isinstance(value, list) else [(None, value)]
         for index, item in items:
             place = (*where, role) if index is None else (*where, role, index)
@@ -239,7 +243,7 @@ class _Loader:
             if isinstance(item, dict):
                 columns = {k: v for k, v in item.items() if k != "path" and v is not None}
                 item = item.get("path")
-            if isinstance(item, str) and item is not BROKEN:
+            if isinstance(item, str):
                 yield from self._input(takes, role, item, place, step, done, columns, filled)
 
     def _input(self, takes, role, text: str, place: Where, step: str, done: dict, columns, filled) -> Iterable[InputSpec]:
