@@ -1,4 +1,4 @@
-"""A way to run the real command line, and two step kinds that are installed from outside the package and need no torch."""
+"""A way to run the real command line, and three step kinds that are installed from outside the package and need no torch."""
 
 from __future__ import annotations
 
