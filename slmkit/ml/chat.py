@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
 
+from slmkit.data.rows import SHOWN, Row, Rows
 from slmkit.errors import DataError, Problem
-from slmkit.ml.rows import SHOWN, Row, Rows
 
 IGNORED = -100
 TOO_LONG_SHARE = 0.05  # beyond it, rows are being lost to a wrong max_length rather than to outliers
@@ -89,7 +89,7 @@ def encode(data: Rows, tokenizer, *, loss_on: str, max_length: int, ends: set[in
     if chat and data.form == "completion":
         notes["prompt_as_messages"] = True
     ids = _all_ids(data, tokenizer) if chat else {}
-    for row in data.rows:
+    for row in data:
         try:
             example = _chat(row, tokenizer, ids, loss_on, ends) if chat else _plain(row, tokenizer, loss_on, notes)
         except _Fault as e:
@@ -133,7 +133,7 @@ def _is_chat(data: Rows, tokenizer) -> bool:
 def _all_ids(data: Rows, tokenizer) -> dict[str, list[int]]:
     """Token ids of every rendering that will be needed, in one call: a tokenizer costs far more a call than a text."""
     texts: dict[str, None] = {}
-    for row in data.rows:
+    for row in data:
         with contextlib.suppress(_Fault):  # met again, and reported, when the row's turn comes
             texts.update(dict.fromkeys(t for _, pair in _renderings(row, tokenizer) for t in pair if t is not None))
     return dict(zip(texts, tokenizer(list(texts), add_special_tokens=False)["input_ids"], strict=True)) if texts else {}

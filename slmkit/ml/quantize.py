@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from slmkit.data import rows
+from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError, StepFailed
 from slmkit.ml import calibrate, cards, chat, gptq, gptq_format, models
-from slmkit.ml.rows import Rows
 from slmkit.steps._step import Context, Result
 
 USUAL = (16, 32, 64, 128, 256, 512, 1024)
@@ -141,9 +142,9 @@ def _shape(shape: tuple[int, int]) -> str:
 def _rows(config: Any, data: Rows, given) -> list[list[int]]:
     """Token ids of the calibration rows: drawn by seed, rendered as in training, cut to max_length."""
     tokenizer = models.tokenizer(given)
-    drawn = list(data.rows)
+    drawn = list(data)
     random.Random(config.seed).shuffle(drawn)
-    part = Rows(data.name, data.form, tuple(drawn[: config.samples]))
+    part = rows.of(data.name, data.form, drawn[: config.samples], data.format)
     ends = models.end_ids(given, tokenizer)
     encoded = chat.encode(part, tokenizer, loss_on="all", max_length=config.max_length, ends=ends, strict=False)
     return [e.input_ids for e in encoded.examples]

@@ -18,9 +18,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 
+from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError, StepFailed, UsageError
 from slmkit.ml import cards, chat, checkpoints, lora, models
-from slmkit.ml.rows import Rows
 from slmkit.steps._step import Context, Result
 
 VALIDATIONS = 4

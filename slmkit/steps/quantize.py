@@ -116,9 +116,9 @@ def run(ctx: Context, config: Config) -> Result:
     given = ctx.inputs.get("calibration")
     data = None
     if given is not None:
-        from slmkit.ml import rows
+        from slmkit.data import read
 
-        data = rows.read(given)
+        data = read.read(given)
     from slmkit.ml import quantize
 
     return quantize.quantize(ctx, config, data)

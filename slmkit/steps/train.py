@@ -134,11 +134,11 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
 
 
 def run(ctx: Context, config: Config) -> Result:
-    from slmkit.ml import rows
+    from slmkit.data import read
 
-    data = rows.read(ctx.inputs["data"])
+    data = read.read(ctx.inputs["data"])
     given = ctx.inputs.get("validation")
-    validation = rows.read(given) if given else None
+    validation = read.read(given) if given else None
     from slmkit.ml import sft
 
     return sft.train(ctx, config, data, validation)

@@ -3,16 +3,16 @@
 import pytest
 from conftest import CHATML, chats
 
+from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
 from slmkit.ml import chat
 from slmkit.ml.chat import IGNORED
-from slmkit.ml.rows import Row, Rows
 
 END = 2  # <|im_end|>
 
 
 def rows(*messages_of_rows, form="messages"):
-    return Rows("d.jsonl", form, tuple(Row(i + 1, messages=tuple(m)) for i, m in enumerate(messages_of_rows)))
+    return of("d.jsonl", form, [Row(i + 1, messages=tuple(m)) for i, m in enumerate(messages_of_rows)])
 
 
 def encode(data, tokenizer, **more):
@@ -58,7 +58,7 @@ def test_loss_on_all(tokenizer):
 
 
 def test_prompt_and_completion_become_a_chat_and_it_is_said(tokenizer):
-    data = Rows("d", "completion", (Row(1, prompt="hi", completion="ho"),))
+    data = of("d", "completion", [Row(1, prompt="hi", completion="ho")])
     encoded = encode(data, tokenizer)
     assert trained_text(tokenizer, encoded.examples[0]) == "ho<|im_end|>"
     assert encoded.notes["prompt_as_messages"] is True
@@ -132,10 +132,10 @@ def test_rows_too_long_are_left_out_whole_and_counted(tokenizer):
 
 def test_plain_rows_end_in_eos(templated):
     templated.chat_template = None
-    data = Rows("d", "completion", (Row(1, prompt="parcel", completion=" goes"),))
+    data = of("d", "completion", [Row(1, prompt="parcel", completion=" goes")])
     (example,) = encode(data, templated).examples
     assert trained_text(templated, example) == " goes<|im_end|>"
-    data = Rows("d", "text", (Row(1, text="parcel goes"),))
+    data = of("d", "text", [Row(1, text="parcel goes")])
     (example,) = encode(data, templated).examples
     assert example.input_ids[-1] == END and example.labels == example.input_ids
 
@@ -144,7 +144,7 @@ def test_a_token_across_the_boundary_is_not_trained_on(templated):
     templated.chat_template = None
     prompt, completion = "par", "cel goes"
     assert templated(prompt + completion)["input_ids"][:1] != templated(prompt)["input_ids"][:1]
-    encoded = encode(Rows("d", "completion", (Row(1, prompt=prompt, completion=completion),)), templated)
+    encoded = encode(of("d", "completion", [Row(1, prompt=prompt, completion=completion)]), templated)
     alone = templated(prompt)["input_ids"]
     assert encoded.examples[0].input_ids[: len(alone)] == alone
     assert encoded.notes["boundary_merges"] == 1

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import chats, write_jsonl
-from drive import Driver, given
 from test_train import run as train
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.steps import eval as step
+from tests.support.drive import Driver, given
 
 GENERATE = """\
 task: notes

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from conftest import make_model
-from drive import Driver, given
 from safetensors.torch import load_file
 
 from slmkit.errors import RecipeError
 from slmkit.ml import calibrate, gptq, gptq_format, models
 from slmkit.ml.gptq import Grid
+from tests.support.drive import Driver, given
 
 
 def inputs(n=64, rows=512, seed=0):

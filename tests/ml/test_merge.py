@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from conftest import write_jsonl
-from drive import Driver, given
 from test_train import run
 
 from slmkit.errors import StepFailed
 from slmkit.ml import models
+from tests.support.drive import Driver, given
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 200, 201, 9, 10, 2]])
 CPU = torch.device("cpu")

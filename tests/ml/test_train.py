@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import chats, write_jsonl
-from drive import Driver, given
 from safetensors.torch import load_file
 
+from slmkit.data import read, rows
 from slmkit.errors import DataError, RecipeError, StepFailed
-from slmkit.ml import chat, checkpoints, models, rows, sft
+from slmkit.ml import chat, checkpoints, models, sft
 from slmkit.steps import train as step
+from tests.support.drive import Driver, given
 
 QUICK = {"max_steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 3e-3, "precision": "fp32", "lora": {"r": 4, "alpha": 8}}
 
@@ -127,8 +128,8 @@ def test_the_chat_template_given_travels_with_the_adapter(tmp_path, untemplated,
 
 def encoded(tiny, rows_file, n=12):
     tokenizer = models.tokenizer(given(tiny, "model"))
-    data = rows.read(given(rows_file, "dataset", "data"))
-    data = rows.Rows(data.name, data.form, data.rows[:n])
+    data = read.read(given(rows_file, "dataset", "data"))
+    data = rows.of(data.name, data.form, list(data)[:n])
     return tokenizer, chat.encode(data, tokenizer, loss_on="assistant", max_length=64, ends={2})
 
 
@@ -204,7 +205,7 @@ def test_measuring_in_between_does_not_change_a_4_bit_training(tmp_path, tiny, r
 
 CHILD = """
 import sys, torch
-from drive import *
+from tests.support.drive import *
 torch.set_num_threads(1)
 root, model, data, config = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 inputs = {"model": given(model, "model"), "data": given(data, "dataset"), "validation": given(data, "dataset")}

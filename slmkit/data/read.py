@@ -11,40 +11,14 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from slmkit.data.rows import ROLES, SHOWN, Form, Row, Rows, of
 from slmkit.errors import DataError, Problem
 from slmkit.steps._step import Columns, Given
 
-ROLES = ("system", "user", "assistant", "tool")
-SHOWN = 5
 CHAT_SUFFIX, CSV_SUFFIX = (".jsonl", ".ndjson"), (".csv", ".tsv")
-Form = Literal["messages", "completion", "text"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example at `line` of its file. messages; or prompt and completion; or text."""
-
-    line: int
-    messages: tuple[dict[str, str], ...] = ()
-    prompt: str = ""
-    completion: str = ""
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one file, all of one form. `name` is the file as it is shown to people."""
-
-    name: str
-    form: Form
-    rows: tuple[Row, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def read(given: Given) -> Rows:
@@ -58,7 +32,7 @@ def read(given: Given) -> Rows:
         raise DataError(problems[:SHOWN], _summary(problems, len(rows)))
     if not rows:
         raise DataError([Problem("the file holds no rows", name, 1, 1, mend="each line is one JSON object")])
-    return Rows(name, form, tuple(rows))
+    return of(name, form, rows)
 
 
 def _summary(problems: list[Problem], good: int) -> str:

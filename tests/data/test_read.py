@@ -5,16 +5,16 @@ import subprocess
 import sys
 
 import pytest
-from drive import given, mapped
 
+from slmkit.data import read as reader
 from slmkit.errors import DataError
-from slmkit.ml import rows
+from tests.support.drive import given, mapped
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 
 
 def read(path, **columns):
-    return rows.read(mapped(path, **columns) if columns else given(path, "dataset", "data"))
+    return reader.read(mapped(path, **columns) if columns else given(path, "dataset", "data"))
 
 
 def jsonl(tmp_path, *lines: str | bytes):
@@ -35,7 +35,7 @@ def jsonl(tmp_path, *lines: str | bytes):
         ('{"messages": []}', "should be a list of messages, this is empty"),
         ('{"messages": "hi"}', "this is a string"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "no assistant message"),
-        ('{"messages": [{"role": "human", "content": "a"}]}', "role is `human`; roles are system, user, assistant, tool"),
+        ('{"messages": [{"role": "human", "content": "a"}]}', "role is `human`; roles are system, developer, user, assistant, tool"),
         ('{"messages": [{"role": "assistant", "content": 3}]}', "messages[0].content should be a string, this is a number"),
         ('{"messages": [{"role": "assistant", "content": null}]}', "messages[0].content should be a string, this is null"),
         ('{"messages": [{"role": "assistant"}]}', "messages[0] has no `content`"),
@@ -61,7 +61,7 @@ def test_every_broken_row_is_counted_and_five_are_shown(tmp_path):
 
 def test_byte_order_mark_and_empty_lines_are_no_rows(tmp_path):
     data = read(jsonl(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", "  ", GOOD, ""))
-    assert [r.line for r in data.rows] == [1, 4]
+    assert [r.line for r in data] == [1, 4]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -93,8 +93,8 @@ def csv(tmp_path, text: str, encoding="utf-8"):
 def test_csv_with_a_mapping(tmp_path):
     data = read(csv(tmp_path, '\ufeffq,a\n"two\nlines",x\n\nfour,y\n'), user="q", assistant="a", system="s")
     assert data.form == "messages"
-    assert [r.line for r in data.rows] == [2, 5]
-    assert data.rows[0].messages == (
+    assert [r.line for r in data] == [2, 5]
+    assert list(data)[0].messages == (
         {"role": "system", "content": "s"},
         {"role": "user", "content": "two\nlines"},
         {"role": "assistant", "content": "x"},
@@ -122,7 +122,7 @@ def test_csv_faults(tmp_path):
 
 def test_a_mapping_serves_jsonl_too(tmp_path):
     data = read(jsonl(tmp_path, json.dumps({"q": "a", "a": "b"})), user="q", assistant="a")
-    assert data.rows[0].messages[1]["content"] == "b"
+    assert list(data)[0].messages[1]["content"] == "b"
     with pytest.raises(DataError, match="no field `x`"):
         read(jsonl(tmp_path, json.dumps({"q": "a", "a": "b"})), user="q", assistant="x")
 
@@ -130,12 +130,12 @@ def test_a_mapping_serves_jsonl_too(tmp_path):
 def test_broken_rows_stop_before_torch_is_imported(tmp_path):
     path = jsonl(tmp_path, GOOD, "{")
     script = (
-        "import sys; from drive import *; from slmkit.errors import DataError\n"
+        "import sys; from tests.support.drive import *; from slmkit.errors import DataError\n"
         f"try: Driver(sys.argv[1]).run('train', dict(model='m', data='d'), dict(model=None, data=given({str(path)!r}, 'dataset')))\n"
         "except DataError: sys.exit('torch' in sys.modules)\n"
         "sys.exit(9)"
     )
     from pathlib import Path
 
-    env = {"PYTHONPATH": f"{Path(__file__).parents[1] / 'steps'}:{Path(__file__).parents[2]}"}
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], env=env).returncode == 0
