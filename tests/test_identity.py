@@ -30,11 +30,17 @@ BASE = {
     "steps": {
         "sft": {
             "kind": "train", "model": "$base", "data": "rows.jsonl", "validation": "val.jsonl", "objective": "sft", "method": "qlora",
-            "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target": "attention"}, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
-            "weight_decay": 0.01, "epochs": 2, "batch_size": 8, "max_length": 256, "packing": True, "loss_on": "assistant",
+            "lora": {
+                "r": 8, "alpha": 16, "dropout": 0.1, "target": "attention", "variant": "lora",
+                "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": [],
+            }, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
+            "weight_decay": 0.01, "epochs": 2, "batch_size": 8, "max_length": 256, "too_long": "drop", "loss_on": "assistant",
+            "thinking": "keep",
+            "max_grad_norm": 1.0, "validate_every": 4, "early_stopping": {"patience": 2, "min_delta": 0.1}, "keep": "last",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
-                "micro_batch": 1, "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False, "attention": "sdpa",
+                "micro_batch": 1, "packing": "off", "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False,
+                "attention": "sdpa", "trackers": [],
             },
         },
         "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
@@ -51,11 +57,15 @@ BASE = {
 }
 OTHER = {  # another valid value for every field
     "sft": {
-        "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear", "learning_rate": 2e-3, "schedule": "cosine",
-        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "packing": False, "loss_on": "all",
-        "chat_template": "chatml", "seed": 2, "precision": "bf16", "validation": None, "max_steps": 7,
+        "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear",
+        "learning_rate": 2e-3, "schedule": "cosine",
+        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all", "thinking": "strip",
+        "execution.packing": "on", "execution.trackers": ["tensorboard"],
+        "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
+        "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
+        "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager",
+        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.packing": "on", "execution.trackers": ["tensorboard"],
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {

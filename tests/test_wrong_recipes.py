@@ -55,7 +55,9 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
     "wrong type: float for an integer": (changed("r: 8", "r: 8.5"), "9:15", "`r`"),
     "wrong type: quoted number": (changed("bits: 4", "bits: '4'"), "15:11", "`bits` cannot be '4'"),
     "wrong type: list for a mapping": (changed("{r: 8, alpha: 16}", "[8, 16]"), "9:11", "`lora` is a mapping"),
-    "wrong type: on for a boolean": (changed("learning_rate: 1e-3", "packing: on"), "10:14", "`packing` must be true or false"),
+    "wrong type: on for a boolean": (
+        changed("learning_rate: 1e-3", "execution: {gradient_checkpointing: on}"), "10:41", "`gradient_checkpointing` must be true or false",
+    ),
     "out of range": (changed("1e-3", "-1e-3"), "10:20", "greater than 0"),
     "out of range: zero rank": (changed("r: 8", "r: 0"), "9:15", "greater than or equal to 1"),
     "nan": (changed("1e-3", ".nan"), "10:20", "finite number"),

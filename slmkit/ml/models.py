@@ -217,6 +217,15 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
+def memory_now(where: torch.device) -> int:
+    """Bytes in use: allocated on the device on CUDA, resident in this process elsewhere."""
+    if where.type == "cuda":
+        return torch.cuda.memory_allocated(where)
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def peak_memory(where: torch.device) -> int:
     """Bytes: of the device on CUDA, of this process so far elsewhere."""
     if where.type == "cuda":

@@ -19,7 +19,7 @@ from slmkit.steps import _estimate
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, Part, Result, StepConfig, StepExecution, Takes
 
-VERSION = 1
+VERSION = 2
 TAKES = {"model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True)}
 CHAT_TEMPLATES = ("plain", "chatml")
 
@@ -38,7 +38,17 @@ class Lora(Part):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the adapter, 0 to 1. 0: small data is better served by fewer epochs."""
     target: Literal["all-linear", "attention"] | list[Annotated[str, Field(min_length=1)]] = "all-linear"
-    """Which linear layers of the decoder get an adapter: all (QLoRA's finding), those of attention, or a list of module names such as `q_proj`."""
+    """Which linear layers of the decoder get an adapter: all (QLoRA's finding), those of attention, or a list of names such as `q_proj`
+    and patterns such as `layers.*.mlp.*`."""
+    variant: Literal["lora", "rslora", "dora", "pissa", "olora", "eva"] = "lora"
+    """How adapters are scaled or begin: rslora scales by alpha / sqrt(r); dora learns magnitudes apart; pissa and olora begin from the
+    weights, eva from the data."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = {}
+    """Other ranks for some layers: `{layers.0.*: 32, "*.mlp.*": 8}`; a module name or a pattern."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=4096)]] = {}
+    """Other alphas for some layers, named as in rank_pattern."""
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] = []
+    """Modules outside the adapters that are trained whole and saved with them: `embed_tokens`, `lm_head`."""
 
     @field_validator("target")
     @classmethod
@@ -48,13 +58,28 @@ class Lora(Part):
         return value
 
 
+class EarlyStopping(Part):
+    """Stop when the validation loss no longer falls. The best checkpoint is kept."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Measurements in a row without improvement after which training ends."""
+    min_delta: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Nats by which the loss must fall to count as improvement."""
+
+
 class Config(StepConfig):
     model: Ref
     """The model to start from."""
     data: DataRef
     """Training rows: a reference, or `{path: train.csv, user: COLUMN, assistant: COLUMN}`."""
     validation: DataRef | None = None
-    """Held-out rows. Their loss is measured four times; it never stops or steers the training."""
+    """Held-out rows. Their loss is measured as the training goes; it steers nothing unless `early_stopping` or `keep: best` is given."""
+    validate_every: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between measurements of the validation loss. None: four in a run."""
+    early_stopping: EarlyStopping | None = None
+    """`{patience: 3, min_delta: 0.0}` ends the training when the validation loss no longer falls."""
+    keep: Literal["last", "best"] | None = None
+    """Which weights come out: the last, or those of the lowest validation loss. best if early_stopping is given, else last."""
     objective: Literal["sft"] = "sft"
     """What is optimised: sft is next-token cross-entropy on the answers."""
     method: Literal["full", "lora", "qlora"] = "qlora"
@@ -69,18 +94,22 @@ class Config(StepConfig):
     """Share of the steps in which the learning rate rises from 0, 0 to 1."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """AdamW's decoupled weight decay, per step."""
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Gradients are scaled down to this norm, the usual guard against a single bad batch."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps, instead of epochs."""
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Passes over the data, instead of max_steps. 3 if neither is given."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
-    """Rows (packs of rows, with packing) per optimizer step: the global batch. How it is cut up is `execution.micro_batch`."""
+    """Rows per optimizer step: the global batch. How it is cut up is `execution.micro_batch` and `execution.packing`."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
-    """Tokens per row, and per pack. Longer rows are left out and counted, never cut; more than 5 % of them is an error."""
-    packing: bool = True
-    """Put several rows into one sequence, each seeing only itself (best-fit decreasing). The loss per row is the same, the waste is less."""
+    """Tokens per row. What becomes of longer rows is `too_long`; more than 5 % of them is an error."""
+    too_long: Literal["drop", "cut_end", "cut_start"] = "drop"
+    """Rows longer than max_length are left out and counted, or lose their end (the answer, then) or their start."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """Which tokens are learned: the assistant's with the end of turn (completions, for prompt/completion), or all."""
+    thinking: Literal["keep", "strip"] = "keep"
+    """What an assistant thought before it answered: learned where the template renders it, or taken out of the rows."""
     chat_template: str | None = None
     """A template for models without one: `plain`, `chatml`, or Jinja text. It is saved beside the result. None: the model's own."""
     seed: Seed = 0
@@ -93,6 +122,9 @@ class Config(StepConfig):
     def _lora(cls, value: Any, info: Any) -> Any:
         if info.data.get("method") == "full" and value is not None:
             raise ValueError("`lora` is read by methods lora and qlora only; remove it, or choose one of them")
+        if info.data.get("method") == "qlora" and isinstance(value, dict) and value.get("variant") in ("pissa", "olora"):
+            what = f"`variant: {value['variant']}` takes part of the base into the adapter, which a 4-bit base cannot give exactly"
+            raise ValueError(f"{what}; write `method: lora`")
         return {} if value is None and info.data.get("method") in ("lora", "qlora") else value
 
     @field_validator("epochs", mode="before")
@@ -102,6 +134,22 @@ class Config(StepConfig):
         if value is not None and steps is not None:
             raise ValueError("`epochs` and `max_steps` both set the length; keep one")
         return 3.0 if value is None and steps is None and "max_steps" in info.data else value
+
+    @field_validator("early_stopping", "validate_every")
+    @classmethod
+    def _measured(cls, value: Any, info: Any) -> Any:
+        if value is not None and info.data.get("validation") is None and "validation" in info.data:
+            raise ValueError(f"`{info.field_name}` needs `validation`: held-out rows to measure")
+        return value
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep(cls, value: Any, info: Any) -> Any:
+        if value == "best" and info.data.get("validation") is None:
+            raise ValueError("`keep: best` needs `validation`: the best is the one with the lowest loss on it")
+        if value is None:
+            return "best" if info.data.get("early_stopping") else "last"
+        return value
 
     @field_validator("chat_template")
     @classmethod
@@ -113,7 +161,9 @@ class Config(StepConfig):
 
 class Execution(StepExecution):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Rows per forward pass; must divide batch_size. auto: 1 for packs on a CPU (the fastest there), else up to 8."""
+    """Rows per forward pass; must divide batch_size. auto: the most that fit into memory, up to 8."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Lay the rows of a micro batch end to end, each seeing only itself, instead of padding them. The step is the same. auto: on a GPU."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
@@ -122,8 +172,10 @@ class Execution(StepExecution):
     """Optimizer steps between checkpoints. auto: a tenth of the run, at most 500."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, much less memory."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention kernel. auto is sdpa, which keeps packed rows apart on every device."""
+    trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
+    """Where the course of the training is reported to as well; each needs its package (`pip install 'slmkit[tensorboard]'`)."""
 
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
@@ -139,6 +191,6 @@ def run(ctx: Context, config: Config) -> Result:
     data = read.read(ctx.inputs["data"])
     given = ctx.inputs.get("validation")
     validation = read.read(given) if given else None
-    from slmkit.ml import sft
+    from slmkit.ml import training
 
-    return sft.train(ctx, config, data, validation)
+    return training.train(ctx, config, data, validation)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from slmkit.data import read, rows
 from slmkit.errors import DataError, RecipeError, StepFailed
-from slmkit.ml import chat, checkpoints, models, sft
+from slmkit.ml import batches, chat, checkpoints, loss, models, packing, training
 from slmkit.steps import train as step
+from slmkit.steps._step import Context
 from tests.support.drive import Driver, given
 
 QUICK = {"max_steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 3e-3, "precision": "fp32", "lora": {"r": 4, "alpha": 8}}
@@ -40,7 +41,7 @@ def weights(driver) -> bytes:
 
 
 def test_it_learns_and_says_what_it_did(tmp_path, tiny, rows_file):
-    driver, result = run(tmp_path, tiny, rows_file, max_steps=None, epochs=1.5, packing=False, method="lora", learning_rate=1e-2)
+    driver, result = run(tmp_path, tiny, rows_file, max_steps=None, epochs=1.5, method="lora", learning_rate=1e-2)
     values = result.values
     assert values["train_loss"] < 0.7 * values["first_loss"] and values["steps"] == 45
     assert values["rows"] == 120 and values["precision"] == "fp32" and values["trained_tokens"] < values["tokens"] / 2
@@ -134,34 +135,55 @@ def encoded(tiny, rows_file, n=12):
 
 
 def test_packed_rows_have_the_loss_they_have_alone(tiny, rows_file):
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
     tokenizer, rendered = encoded(tiny, rows_file)
-    packs = sft._dataset(rendered, step.Config(**config(packing=True, max_length=128)))
-    assert len(packs) < len(rendered.examples) / 1.5
-    assert sum(len(p["input_ids"]) for p in packs) == rendered.tokens
     model = models.load(given(tiny, "model"), torch.device("cpu"))
-    collate = DataCollatorForLanguageModeling(pad_token_id=3, padding_free=True)
-    alone = {tuple(e.input_ids): sft.mean_loss(model, [e], tokenizer, torch.device("cpu"), torch.float32) for e in rendered.examples}
-    seen = 0
-    for pack in packs:
-        batch = collate([pack])
+    cpu = torch.device("cpu")
+    for one in rendered.examples:
+        packed = batches.pack([rendered.examples[0], one, rendered.examples[1]])
+        others = sum(loss.mean(model, [e], cpu, torch.float32) * e.trained for e in rendered.examples[:2])
         with torch.no_grad():
-            logits = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
-        start = 0
-        for length in pack["seq_lengths"]:
-            part = slice(start, start + length)
-            labels = batch["labels"][0, part][1:]
-            loss = torch.nn.functional.cross_entropy(logits[part][:-1], labels, ignore_index=-100).item()
-            assert loss == pytest.approx(alone[tuple(pack["input_ids"][part])], abs=1e-5)
-            start, seen = start + length, seen + 1
-    assert seen == len(rendered.examples)
+            together = loss.summed(model, packed, True).item()
+        alone = loss.mean(model, [one], cpu, torch.float32) * one.trained
+        assert together - others == pytest.approx(alone, abs=1e-5 * one.trained)
 
 
-def test_micro_batches_make_the_same_step(tmp_path, tiny, rows_file):
-    """The global batch is the identity: how it is cut up changes nothing but rounding."""
-    results = [run(tmp_path / str(m), tiny, rows_file, execution={"micro_batch": m}, packing=False, method="lora")[1].values for m in (1, 4)]
-    assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], rel=1e-4)
+CUTS = {
+    "padded 1": {"micro_batch": 1}, "padded 2": {"micro_batch": 2}, "padded 4": {"micro_batch": 4}, "packed 1": {"micro_batch": 1, "packing": "on"},
+    "packed 4": {"micro_batch": 4, "packing": "on"}, "recomputed": {"micro_batch": 4, "gradient_checkpointing": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_cut(tmp_path_factory, tiny, rows_file):
+    root = tmp_path_factory.mktemp("cuts")
+    found = {}
+    for name, execution in CUTS.items():
+        driver, _ = run(root / name, tiny, rows_file, execution=execution, method="lora", max_steps=3, batch_size=4, learning_rate=1e-3)
+        found[name] = load_file(driver.out / "adapter_model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in CUTS if n != "padded 4"])
+def test_how_a_batch_is_cut_up_changes_no_weight(by_cut, name):
+    """The global batch is the identity: 4 = 2 × 2 = 1 × 4 = one pack of 4, on the weights after 3 steps."""
+    a, b = by_cut["padded 4"], by_cut[name]
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+    assert any(v.abs().max() > 1e-4 for k, v in a.items() if "lora_B" in k)
+
+
+def test_rows_that_see_each_other_turn_packing_off(tiny, rows_file, tmp_path):
+    """A model whose attention ignores where rows begin: found before it is trained on."""
+    tokenizer, rendered = encoded(tiny, rows_file)
+    model = models.load(given(tiny, "model"), torch.device("cpu"))
+    execution = step.Execution(packing="on")
+    ctx = Context(tmp_path, tmp_path, {}, execution, lambda event, **fields: said.append(fields), lambda *a, **k: None, str)
+    said: list = []
+    run_ = training.Run(ctx, step.Config(**config()), None, tokenizer, torch.device("cpu"), torch.float32)
+    assert packing.cut(run_, model, rendered.examples).packed and not said
+    whole = model.forward
+    model.forward = lambda **kw: whole(**{k: v for k, v in kw.items() if k != "position_ids"})
+    assert not packing.cut(run_, model, rendered.examples).packed
+    assert "packing is off" in said[0]["what"]
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path, tiny, rows_file):

@@ -1,0 +1,82 @@
+"""How a global batch is run here: packed or padded, in micro batches of how many rows. None of it moves the fingerprint.
+
+Before packed rows are trained on, a few are run alone and in one pack: if this model on this attention kernel lets rows see each
+other, packing is turned off and it is said.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from slmkit.errors import Problem, RecipeError
+from slmkit.ml import batches
+from slmkit.ml.chat import Example
+from slmkit.ml.training import Run
+
+PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU
+TRIED = 3  # rows of the self-test
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
+
+
+def cut(run: Run, model: torch.nn.Module, examples: list[Example]) -> batches.Cut:
+    """Decide, and test what was decided. Raises RecipeError when batch_size is no multiple of micro_batch × processes."""
+    micro = micro_batch(run.ctx.execution.micro_batch, run.config.batch_size, run.world)
+    asked = run.ctx.execution.packing
+    packed = asked == "on" or (asked == "auto" and run.where.type == "cuda")  # on a CPU rows of like length side by side are faster
+    if packed and (difference := leak(run, model, examples)):
+        what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
+        run.ctx.log("warning", what=what)
+        packed = False
+    return batches.Cut(run.config.batch_size, micro, packed, run.rank, run.world)
+
+
+def micro_batch(asked: int | str, batch_size: int, world: int) -> int:
+    """Rows per forward pass on each process. Raises RecipeError when they do not make up batch_size."""
+    if batch_size % world:
+        what = f"batch_size: {batch_size} is no multiple of {world} processes"
+        raise RecipeError([Problem(what, mend=f"write execution.processes as a divisor of {batch_size}, or another batch_size")])
+    share = batch_size // world
+    if asked == "auto":
+        return max(n for n in range(1, PADDED_ROWS + 1) if share % n == 0)
+    if share % asked:
+        fits = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        what = f"execution.micro_batch: {asked} does not divide batch_size: {batch_size}" + (f" on {world} processes" if world > 1 else "")
+        raise RecipeError([Problem(what, mend=f"write one of {fits}")])
+    return asked
+
+
+@torch.no_grad()
+def leak(run: Run, model: torch.nn.Module, examples: list[Example]) -> str | None:
+    """How the loss or the logits of a row differ between alone and packed, or None when they agree. Draws no random numbers."""
+    some = sorted(examples[:64], key=lambda e: len(e.input_ids))[:TRIED]
+    was_training = model.training
+    model.eval()
+    tolerance = TOLERANCE[run.dtype]
+    try:
+        with torch.autocast(run.where.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
+            together = _logits(model, some, run.where)
+            start = 0
+            for one in some:
+                alone, end = _logits(model, [one], run.where), start + len(one.input_ids)
+                said = _differ(alone, together[start:end], one, tolerance)
+                if said:
+                    return said
+                start = end
+    finally:
+        model.train(was_training)
+    return None
+
+
+def _logits(model: torch.nn.Module, rows: list[Example], where: torch.device) -> torch.Tensor:
+    batch = {k: v.to(where) for k, v in batches.pack(rows).items() if k != "labels"}
+    return model(**batch, use_cache=False).logits[0].float().cpu()
+
+
+def _differ(alone: torch.Tensor, packed: torch.Tensor, row: Example, tolerance: float) -> str | None:
+    labels = torch.as_tensor(row.labels)[1:].long()
+    losses = [cross_entropy(x[:-1], labels, ignore_index=-100).item() for x in (alone, packed)]
+    if abs(losses[0] - losses[1]) > tolerance * max(1.0, abs(losses[0])):
+        return f"loss {losses[0]:.4f} alone, {losses[1]:.4f} packed"
+    apart = (alone - packed).abs().max().item()
+    return f"logits differ by {apart:.3g}" if apart > tolerance * max(1.0, alone.abs().max().item()) else None
