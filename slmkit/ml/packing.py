@@ -6,13 +6,17 @@ other, packing is turned off and it is said.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
 from slmkit.ml import batches
 from slmkit.ml.chat import Example
-from slmkit.ml.training import Run
+
+if TYPE_CHECKING:
+    from slmkit.ml.training import Run
 
 PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU
 TRIED = 3  # rows of the self-test

@@ -166,6 +166,8 @@ class Execution(StepExecution):
     """Lay the rows of a micro batch end to end, each seeing only itself, instead of padding them. The step is the same. auto: on a GPU."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """Processes that share every global batch (DDP). auto: one per GPU of this machine."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
