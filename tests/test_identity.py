@@ -39,7 +39,8 @@ BASE = {
             "max_grad_norm": 1.0, "validate_every": 4, "early_stopping": {"patience": 2, "min_delta": 0.1}, "keep": "last",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
-                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False,
+                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5,
+                "gradient_checkpointing": False,
                 "attention": "sdpa", "trackers": [],
             },
         },
@@ -59,13 +60,15 @@ OTHER = {  # another valid value for every field
     "sft": {
         "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear",
         "learning_rate": 2e-3, "schedule": "cosine",
-        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all", "thinking": "strip",
+        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all",
+        "thinking": "strip",
         "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
+        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.packing": "on", "execution.processes": 2,
+        "execution.trackers": ["tensorboard"],
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
