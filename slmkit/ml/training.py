@@ -76,6 +76,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     trainer = _trainer(run, objective, model, prepared)
     stopped = _go(run, trainer, prepared.steps)
     values = _values(trainer, prepared) | {"trainable_parameters": trainable, "precision": models.NAMES[run.dtype], "device": where.type}
+    values["chat_template_sha256"] = chat.template_hash(tokenizer)
     if stopped:
         values["stopped_early"] = stopped
     if config.keep == "best":
@@ -195,11 +196,12 @@ def _values(trainer: Trainer, prepared: Prepared) -> dict:
 def _save(run: Run, model) -> None:
     config, given, out = run.config, run.given, run.ctx.out
     template = run.tokenizer.chat_template if config.chat_template else None
+    said = {"method": config.method, "chat_template_sha256": chat.template_hash(run.tokenizer)}
     if config.method == "full":
         lora.save_model(model.to(models.own_dtype(Path(given.path))), out, given, given, template)
+        models.write_json(out / models.TRAINING, said)
         return
     adapters.save(model, out, given, run.ctx.state)
     models.copy_tokenizer(given, out, template)
     quantization = "nf4" if config.method == "qlora" else None
-    numerics = {"base_dtype": models.NAMES[run.dtype], "base_quantization": quantization, "method": config.method}
-    models.write_json(out / models.TRAINING, numerics)
+    models.write_json(out / models.TRAINING, said | {"base_dtype": models.NAMES[run.dtype], "base_quantization": quantization})
