@@ -67,8 +67,7 @@ OTHER = {  # another valid value for every field
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.packing": "on", "execution.processes": 2,
-        "execution.trackers": ["tensorboard"],
+        "execution.gradient_checkpointing": True, "execution.attention": "eager",
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
