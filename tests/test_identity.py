@@ -78,7 +78,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},
               "execution.batch_size": 2, "execution.device": "cuda"},
 }
-SINGLE = {"objective"}  # fields with one allowed value so far
+BLOCKS = {"objective", "dpo", "kto", "grpo"}  # tried by test_each_objective_and_its_settings_move_it
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,39 @@ def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path:
 def test_every_field_is_tried() -> None:
     for step, body in BASE["steps"].items():
         kind = _registry.load(body["kind"])
-        fields = set(kind.module.Config.model_fields) - set(kind.takes) - SINGLE
+        fields = set(kind.module.Config.model_fields) - set(kind.takes) - BLOCKS
         tried = {p.partition(".")[0] for p in OTHER[step]}
         assert fields <= tried | {"lora"}, f"{step}: {fields - tried}"
         execution = {p.partition(".")[2] for p in OTHER[step] if p.startswith("execution.")}
         assert set(kind.module.Execution.model_fields) == execution
+
+
+GRPO = {"rewards": [{"exact_match": {"lower": True}}, {"python": {"function": "score"}}], "generations": 4}
+OBJECTIVES = [
+    {"objective": "dpo"}, {"objective": "dpo", "dpo": {"beta": 0.2}}, {"objective": "dpo", "dpo": {"loss": "ipo"}},
+    {"objective": "dpo", "dpo": {"loss": "robust", "label_smoothing": 0.1}}, {"objective": "dpo", "dpo": {"loss": "robust"}},
+    {"objective": "kto"}, {"objective": "kto", "kto": {"beta": 0.2}}, {"objective": "kto", "kto": {"desirable_weight": 2.0}},
+    {"objective": "kto", "kto": {"undesirable_weight": 2.0}},
+    *({"objective": "grpo", "grpo": GRPO | more, "reward_code": "rewards.py"} for more in (
+        {}, {"beta": 0.1}, {"generations": 5}, {"max_new_tokens": 9}, {"temperature": 0.5}, {"loss": "grpo"}, {"epsilon": 0.1},
+        {"rewards": [{"exact_match": {}}, {"python": {}}]}, {"rewards": [{"exact_match": {}}, {"python": {"weight": 2.0}}]},
+    )),
+]  # fmt: skip
+
+
+def test_each_objective_and_its_settings_move_it(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(folder, place)
+    (place / "rewards.py").write_text("def score(prompt, answer, reference):\n    return 1\n")
+    bodies = [{"recipe": "r", "base": "model", "steps": {"train": {"data": "rows.jsonl"} | more}} for more in [{}, *OBJECTIVES]]
+    found = [prints(place, body)["train"] for body in bodies]
+    assert len(set(found)) == len(found)
+    written = copy.deepcopy(bodies[1])
+    written["steps"]["train"]["dpo"] = {"beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.0}
+    assert prints(place, written)["train"] == found[1]
+    (place / "rewards.py").write_text("def score(prompt, answer, reference):\n    return 2\n")
+    after = [prints(place, body)["train"] for body in bodies]
+    assert [a != b for a, b in zip(found, after, strict=True)] == ["reward_code" in b["steps"]["train"] for b in bodies]
 
 
 def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> None:
@@ -169,7 +197,8 @@ def test_defaults_written_out_are_the_same_as_left_out(folder: Path) -> None:
     short = {"recipe": "r", "base": "model", "steps": {"train": {"data": "rows.jsonl"}}}
     config = load_one(folder, short)
     long = copy.deepcopy(short)
-    written = {k: v for k, v in config.model_dump(mode="json").items() if k not in ("model", "data", "validation", "max_steps")}
+    apart = ("model", "data", "validation", "max_steps", "reward_code", *BLOCKS)
+    written = {k: v for k, v in config.model_dump(mode="json").items() if k not in apart}
     long["steps"]["train"] |= written
     assert prints(folder, short) == prints(folder, long)
 

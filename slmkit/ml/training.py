@@ -45,7 +45,7 @@ class Run:
 class Prepared:
     """What an objective made of the rows. values: for the result. measure: trained model → validation loss (lower is better).
 
-    inputs: some batches as the model takes them, for adapters that begin from the data.
+    inputs: some batches as the model takes them, for adapters that begin from the data. course: what was logged → more values.
     """
 
     examples: Any
@@ -53,6 +53,7 @@ class Prepared:
     values: dict = field(default_factory=dict)
     measure: Callable[[torch.nn.Module], float] | None = None
     inputs: Callable[[torch.device], list[dict]] | None = None
+    course: Callable[[list[dict]], dict] = lambda history: {}
 
 
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
@@ -154,8 +155,8 @@ def _go(run: Run, trainer: Trainer, total: int) -> str | None:
     return seen.stopped
 
 
-def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, **more: Any) -> TrainingArguments:
-    """The settings that every trainer shares; `more` are those of one."""
+def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, *, rows: int | None = None, **more: Any) -> TrainingArguments:
+    """The settings that every trainer shares; `more` are those of one. rows: per optimizer step, where it is not batch_size."""
     config, execution = run.config, run.ctx.execution
     every = execution.checkpoint_every
     if every == "auto":
@@ -164,7 +165,8 @@ def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, *
     paged = run.where.type == "cuda" and config.method == "qlora"  # the same arithmetic; its state may leave the GPU
     args = kind(
         output_dir=str(run.checkpoints), report_to=list(execution.trackers) or "none", disable_tqdm=True, logging_steps=1,
-        logging_nan_inf_filter=False, per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // (micro * run.world),
+        logging_nan_inf_filter=False, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=(rows or config.batch_size) // (micro * run.world),
         max_steps=total, learning_rate=config.learning_rate, lr_scheduler_type=schedule, warmup_steps=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="paged_adamw_32bit" if paged else "adamw_torch",
         seed=config.seed, data_seed=config.seed, use_cpu=run.where.type == "cpu", bf16=run.dtype == torch.bfloat16, fp16=False,
@@ -190,7 +192,7 @@ def _values(trainer: Trainer, prepared: Prepared) -> dict:
         "steps": trainer.state.global_step,
     }
     measured = [entry["validation_loss"] for entry in history if "validation_loss" in entry]
-    return values | ({"validation_loss": measured[-1]} if measured else {}) | prepared.values
+    return values | ({"validation_loss": measured[-1]} if measured else {}) | prepared.values | prepared.course(history)
 
 
 def _save(run: Run, model) -> None:

@@ -20,7 +20,7 @@ from slmkit.ml import checkpoints, models
 from slmkit.steps._step import Context
 
 VALIDATIONS = 4  # times in a run, where nothing else is asked
-KEPT = ("learning_rate", "grad_norm", "entropy", "kl", "reward", "reward_std")  # of what trainers log, beside the loss
+KEPT = ("learning_rate", "grad_norm", "entropy", "kl", "reward", "reward_std", "reward_content", "reward_format")  # of what trainers log
 
 
 class Watch(TrainerCallback):

@@ -22,8 +22,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-TYPES = ("model", "adapter", "dataset", "task", "scores")
-"""Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval."""
+TYPES = ("model", "adapter", "dataset", "task", "scores", "code")
+"""Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
+code is a Python file of the user's."""
 
 
 class _Frozen(BaseModel):
