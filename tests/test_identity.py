@@ -35,6 +35,7 @@ BASE = {
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
                 "micro_batch": 1, "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False, "attention": "sdpa",
+                "allow": [],
             },
         },
         "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
@@ -55,7 +56,7 @@ OTHER = {  # another valid value for every field
         "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "packing": False, "loss_on": "all",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "validation": None, "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager",
+        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
@@ -141,6 +142,22 @@ def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> N
     body["base"] = "./renamed-model"
     body["recipe"] = "other-name"
     assert prints(moved, body) == before
+
+
+def test_a_witness_is_planned_and_moves_nothing(folder: Path) -> None:
+    """Train looks at the tasks of the recipe's evals; which there are, and what they hold, is no part of what it makes."""
+    body = copy.deepcopy(BASE)
+    without = {**body, "steps": {k: v for k, v in body["steps"].items() if k != "score"}}
+    before = prints(folder, body)
+    assert prints(folder, without)["sft"] == before["sft"]
+    body["steps"]["more"] = {"kind": "eval", "models": ["$base"], "tasks": ["other.yaml", "hellaswag"]}
+    (folder / "other.yaml").write_text((folder / "task.yaml").read_text().replace("task: t", "task: u"))
+    assert prints(folder, body)["sft"] == before["sft"]
+    recipe = load(folder / "r.yaml")
+    (row,) = [r for r in make(recipe, Store(folder / "store"), Lock(recipe.lock_path, frozen=True)).rows if r.name == "sft"]
+    seen = [i for i in row.inputs if i.witness]
+    assert [(i.role, i.path.name) for i in seen] == [("tasks", "task.yaml"), ("tasks", "other.yaml")]
+    assert all(i.digest for i in seen) and "tasks" not in row.payload["inputs"]
 
 
 def test_content_moves_it(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from trl.data_utils import pack_dataset
 
 from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError, StepFailed, UsageError
-from slmkit.ml import cards, chat, checkpoints, lora, models
+from slmkit.ml import cards, chat, checkpoints, look, lora, models
 from slmkit.steps._step import Context, Result
 
 VALIDATIONS = 4
@@ -77,6 +77,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     micro = micro_batch(ctx.execution.micro_batch, config, where)
     models.read_config(Path(given.path))
     tokenizer, encoded, held_out = _encode(given, config, data, validation)
+    look.check(ctx, encoded, config.max_length)
     _say(ctx, data, encoded)
     dtype = models.precision(config.precision, where)
     set_seed(config.seed)
