@@ -22,7 +22,8 @@ def spread(values: list[int]) -> dict:
     def at(share: float) -> int:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
-    return {"min": ordered[0], "median": at(0.5), "p95": at(0.95), "max": ordered[-1], "mean": round(sum(ordered) / len(ordered), 1), "sum": sum(ordered)}
+    mean = round(sum(ordered) / len(ordered), 1)
+    return {"min": ordered[0], "median": at(0.5), "p95": at(0.95), "max": ordered[-1], "mean": mean, "sum": sum(ordered)}
 
 
 def histogram(values: list[int], bins: int = BINS) -> dict:

@@ -16,11 +16,16 @@ IBAN_LENGTHS = dict(pair.split(":") for pair in (
     "MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 PS:29 PT:25 QA:29 RO:24 RS:22 SA:24 SE:24 SI:19 SK:24 SM:27 TN:24 "
     "TR:26 UA:29 VA:22 XK:20"
 ).split())  # fmt: skip
-CARD = re.compile(r"(?:4\d{12}(?:\d{3})?|5[1-5]\d{14}|2(?:2[2-9]|[3-6]\d|7[01])\d{13}|3[47]\d{13}|6(?:011|5\d\d)\d{12}|35\d{14}|3(?:0[0-5]|[68]\d)\d{11})\Z")
+CARD = re.compile(
+    r"(?:4\d{12}(?:\d{3})?|5[1-5]\d{14}|2(?:2[2-9]|[3-6]\d|7[01])\d{13}|3[47]\d{13}|6(?:011|5\d\d)\d{12}|35\d{14}|3(?:0[0-5]|[68]\d)\d{11})\Z"
+)
 EXAMPLES = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net|edu))?|test|invalid|localhost|local)\Z", re.I)
 SHAPES = {
-    "e-mail": r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w@])",
-    "phone": r"(?<![\w+.,:/-])(?:\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,4}\)?){2,5}|\([2-9]\d\d\) ?[2-9]\d\d-\d{4}|[2-9]\d\d([.-])[2-9]\d\d\1\d{4})(?![\w-]|[.,:/]\d)",
+    "e-mail address": r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w@])",
+    "phone": (
+        r"(?<![\w+.,:/-])(?:\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,4}\)?){2,5}|\([2-9]\d\d\) ?[2-9]\d\d-\d{4}|[2-9]\d\d([.-])[2-9]\d\d\1\d{4})"
+        r"(?![\w-]|[.,:/]\d)"
+    ),
     "IBAN": r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])",
     "card number": r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)",
     "IP address": r"(?<![\w.:-])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){3,7})(?![\w:-]|\.\d)",
@@ -51,7 +56,7 @@ def _iban(value: str, _before: str) -> bool:
 
 def _card(value: str, _before: str) -> bool:
     digits = re.sub(r"\D", "", value)
-    if not CARD.match(digits) or len(set(digits)) < 3:
+    if not CARD.match(digits) or len(set(digits)) < 2:
         return False
     doubled = [int(d) * (1 + i % 2) for i, d in enumerate(reversed(digits))]
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
@@ -65,9 +70,9 @@ def _ip(value: str, before: str) -> bool:
     return address.is_global and not re.search(r"(?:\bv|version|release|section|chapter|§)\.?\s*\Z", before, re.I)
 
 
-TRUE: dict[str, Callable[[str, str], bool]] = {"e-mail": _email, "phone": _phone, "IBAN": _iban, "card number": _card, "IP address": _ip}
+TRUE: dict[str, Callable[[str, str], bool]] = {"e-mail address": _email, "phone": _phone, "IBAN": _iban, "card number": _card, "IP address": _ip}
 PATTERNS = {kind: re.compile(shape) for kind, shape in SHAPES.items()}
-NEEDED = {"e-mail": re.compile("@"), "API key": re.compile("sk-|hf_|gh[pousr]_|github_pat_|AKIA|ASIA|AIza|xox|glpat-|eyJ|-----BEGIN")}
+NEEDED = {"e-mail address": re.compile("@"), "API key": re.compile("sk-|hf_|gh[pousr]_|github_pat_|AKIA|ASIA|AIza|xox|glpat-|eyJ|-----BEGIN")}
 DIGITS = re.compile(r"\d\D{0,3}\d")
 
 

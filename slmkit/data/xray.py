@@ -148,14 +148,13 @@ def _errors(facts: dict):
 
 
 _LEAKS = {"exact": "with the same answer", "question": "with another answer", "near": "nearly the same", "contained": "inside a longer text"}
-_DUPLICATES = {"exact": "are copies of another", "near": "are nearly copies of another", "conflicting": "ask what another asks, and answer otherwise"}
+_DUPLICATES = {"exact": "copies of another row", "near": "near copies of another row", "conflicting": "the same question with another answer"}
 
 
 def _warnings(facts: dict):
     for kind, entry in facts["duplicates"].items():
         if n := entry["rows"]:
-            yield "duplicates", "warning", n, f"{_rows(n)} {_DUPLICATES[kind] if n > 1 else _DUPLICATES[kind].replace('are', 'is', 1)}", [
-                f"{a} ↔ {b}" for a, b in entry["shown"]]
+            yield "duplicates", "warning", n, f"{_DUPLICATES[kind]}: {_rows(n)}", [f"{a} ↔ {b}" for a, b in entry["shown"]]
     for kind, entry in facts["personal"].items():
         yield "personal", "warning", entry["rows"], f"{_rows(entry['rows'])} with what looks like {_an(kind)}", entry["shown"]
     told = {k: n for k, n in facts["languages"].items() if k != "unsure"}
