@@ -41,7 +41,7 @@ BASE = {
             "execution": {
                 "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5,
                 "gradient_checkpointing": False,
-                "attention": "sdpa", "trackers": [],
+                "attention": "sdpa", "trackers": [], "allow": [],
             },
         },
         "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
@@ -67,7 +67,7 @@ OTHER = {  # another valid value for every field
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager",
+        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
@@ -181,6 +181,22 @@ def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> N
     body["base"] = "./renamed-model"
     body["recipe"] = "other-name"
     assert prints(moved, body) == before
+
+
+def test_a_witness_is_planned_and_moves_nothing(folder: Path) -> None:
+    """Train looks at the tasks of the recipe's evals; which there are, and what they hold, is no part of what it makes."""
+    body = copy.deepcopy(BASE)
+    without = {**body, "steps": {k: v for k, v in body["steps"].items() if k != "score"}}
+    before = prints(folder, body)
+    assert prints(folder, without)["sft"] == before["sft"]
+    body["steps"]["more"] = {"kind": "eval", "models": ["$base"], "tasks": ["other.yaml", "hellaswag"]}
+    (folder / "other.yaml").write_text((folder / "task.yaml").read_text().replace("task: t", "task: u"))
+    assert prints(folder, body)["sft"] == before["sft"]
+    recipe = load(folder / "r.yaml")
+    (row,) = [r for r in make(recipe, Store(folder / "store"), Lock(recipe.lock_path, frozen=True)).rows if r.name == "sft"]
+    seen = [i for i in row.inputs if i.witness]
+    assert [(i.role, i.path.name) for i in seen] == [("tasks", "task.yaml"), ("tasks", "other.yaml")]
+    assert all(i.digest for i in seen) and "tasks" not in row.payload["inputs"]
 
 
 def test_content_moves_it(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slmkit.steps import _estimate
+from slmkit.steps import _estimate, _tasks
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
@@ -25,6 +25,7 @@ TAKES = {
     "model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True),
     "reward_code": Takes("code", optional=True),
 }  # fmt: skip
+TAKES["tasks"] = Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files)  # is a question of theirs in the data?
 CHAT_TEMPLATES = ("plain", "chatml")
 
 
@@ -230,6 +231,8 @@ class Execution(StepExecution):
     """Attention kernel. auto is sdpa, which keeps packed rows apart on every device."""
     trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
     """Where the course of the training is reported to as well; each needs its package (`pip install 'slmkit[tensorboard]'`)."""
+    allow: list[Literal["leaks", "untrained", "truncation", "empty", "duplicates", "personal", "languages"]] = []
+    """Findings in the data that neither stop the training (the first four) nor are warned of. `slmkit data` shows what was found."""
 
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
@@ -240,11 +243,26 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
 
 
 def run(ctx: Context, config: Config) -> Result:
-    from slmkit.data import read
+    from slmkit.data import read, xray
 
     data = read.read(ctx.inputs["data"])
     given = ctx.inputs.get("validation")
     validation = read.read(given) if given else None
+    xray.check_rows(ctx, data, validation)
     from slmkit.ml import training
 
     return training.train(ctx, config, data, validation)
+
+
+def examine(inputs: dict, config: Config, execution: Execution) -> dict:
+    """What `slmkit data` shows of this step: its data, measured and rendered as for training. Loads a tokenizer and no weights."""
+    from dataclasses import asdict
+
+    from slmkit.data import read, xray
+
+    data, given = read.read(inputs["data"]), inputs.get("validation")
+    facts = xray.measure(data, read.read(given) if given else None, inputs.get("tasks") or ())
+    from slmkit.ml import look
+
+    facts = look.examine(facts, inputs["model"], config, data)
+    return facts | {"findings": [asdict(f) for f in xray.findings(facts, tuple(execution.allow))]}
