@@ -77,7 +77,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     micro = micro_batch(ctx.execution.micro_batch, config, where)
     models.read_config(Path(given.path))
     tokenizer, encoded, held_out = _encode(given, config, data, validation)
-    look.check(ctx, encoded, config.max_length)
+    look.check(ctx, data, encoded, config.max_length)
     _say(ctx, data, encoded)
     dtype = models.precision(config.precision, where)
     set_seed(config.seed)
