@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from slmkit.data import counts, leaks, personal, questions, sides
@@ -50,7 +49,6 @@ class Finding:
 
 def measure(data: Rows, validation: Rows | None, tasks: tuple[Given, ...] = ()) -> dict:
     """Facts of the texts: rows, roles, languages, duplicates, leaks, empty sides, personal data. One pass over the data."""
-    started = time.process_time()
     exams = [leaks.of_rows("validation", validation, lambda r: sides.place(validation, r))] if validation else []
     from_tasks, unread = questions.exams(tuple(tasks))
     looks = _Looks(data, [*exams, *from_tasks])
@@ -60,7 +58,7 @@ def measure(data: Rows, validation: Rows | None, tasks: tuple[Given, ...] = ()) 
         "schema": SCHEMA,
         "data": {"name": data.name, "form": data.form, "format": data.format, "rows": looks.rows, "dropped": dict(data.dropped)},
         "validation": {"name": validation.name, "rows": len(validation)} if validation else None,
-        **looks.facts(), "tasks_not_read": unread, "cpu_seconds": round(time.process_time() - started, 2),
+        **looks.facts(), "tasks_not_read": unread,
     }
 
 
@@ -174,23 +172,39 @@ def _rows(n: int) -> str:
 
 def check_rows(ctx: Context, data: Rows, validation: Rows | None) -> None:
     """The train step's own look at the texts, before a model is loaded. Writes xray.json. Raises DataError on findings not allowed."""
-    _settle(ctx, measure(data, validation, ctx.inputs.get("tasks") or ()))
+    started = time.process_time()
+    facts = measure(data, validation, ctx.inputs.get("tasks") or ())
+    _settle(ctx, facts, time.process_time() - started)
 
 
-def check_tokens(ctx: Context, tokens: dict) -> None:
+def check_tokens(ctx: Context, data: Rows, tokens: dict) -> None:
     """The same after encoding; `tokens` are add_tokens' arguments. Raises DataError."""
-    _settle(ctx, add_tokens(json.loads((ctx.out / FILE).read_text()), **tokens))
+    facts = json.loads((ctx.out / FILE).read_text())
+    facts["data"]["name"] = data.name
+    _settle(ctx, add_tokens(facts, **tokens))
 
 
-def _settle(ctx: Context, facts: dict) -> None:
+def _settle(ctx: Context, facts: dict, seconds: float = 0.0) -> None:
     found = findings(facts, tuple(ctx.execution.allow))
     facts["findings"] = [asdict(f) for f in found]
-    Path(ctx.out / FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    (ctx.out / FILE).write_text(json.dumps(_portable(facts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     by_level = Counter(f.level for f in found)
-    ctx.log("data", rows=facts["data"]["rows"], errors=by_level["error"], warnings=by_level["warning"], said=[f.what for f in found])
+    ctx.log("data", rows=facts["data"]["rows"], errors=by_level["error"], warnings=by_level["warning"], said=[f.what for f in found],
+            cpu_seconds=round(seconds, 2))
     errors = [f for f in found if f.level == "error"]
     if errors:
         raise DataError([_problem(f, ctx.step) for f in errors], "`slmkit data RECIPE` shows all of it")
+
+
+def _portable(value, key: str = ""):
+    """Facts without folders: they become part of an artifact, whose bytes must not depend on where the files lay."""
+    if isinstance(value, dict):
+        return {k: _portable(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(v, key) for v in value]
+    if isinstance(value, str) and key in ("name", "shown", "where"):
+        return " ↔ ".join(place.rpartition("/")[2] for place in value.split(" ↔ "))
+    return value
 
 
 def _problem(found: Finding, step: str) -> Problem:

@@ -22,9 +22,9 @@ def tokens(encoded: chat.Encoded, max_length: int) -> dict:
     }
 
 
-def check(ctx: Context, encoded: chat.Encoded, max_length: int) -> None:
+def check(ctx: Context, data: Rows, encoded: chat.Encoded, max_length: int) -> None:
     """The train step's look at its tokens. Raises DataError on findings that are not allowed."""
-    xray.check_tokens(ctx, tokens(encoded, max_length))
+    xray.check_tokens(ctx, data, tokens(encoded, max_length))
 
 
 def examine(facts: dict, given, config, data: Rows) -> dict:

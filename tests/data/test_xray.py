@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -170,11 +171,12 @@ def test_train_stops_names_the_key_and_goes_on_when_allowed(tmp_path):
         xray.check_rows(ctx, chat(PLAIN), held)
     assert "--set 'steps.sft.execution.allow=[leaks]'" in e.value.render() and e.value.problems[0].line == 2
     ctx, said = context(tmp_path, allow=["leaks"])
-    xray.check_rows(ctx, chat(PLAIN), held)
-    xray.check_tokens(ctx, {"lengths": [5] * 4, "trained": [1] * 4, "lines": [1, 2, 3, 4], "left_out": [], "cut": {}, "max_length": 32})
+    xray.check_rows(ctx, chat(PLAIN, "some/where/d.jsonl"), held)
+    xray.check_tokens(ctx, chat(PLAIN), {"lengths": [5] * 4, "trained": [1] * 4, "lines": [1, 2, 3, 4], "left_out": [], "cut": {}, "max_length": 32})
     written = json.loads((tmp_path / xray.FILE).read_text())
     assert [f["level"] for f in written["findings"]] == ["allowed"] and written["tokens"]["trained"] == 4
-    assert said[-1] == ("data", {"rows": 4, "errors": 0, "warnings": 0, "said": [written["findings"][0]["what"]]})
+    assert written["findings"][0]["where"] == ["d.jsonl:2 ↔ v.jsonl:1 (exact)"], "no folders: they are no part of what comes out"
+    assert said[-1][1].items() >= {"rows": 4, "errors": 0, "warnings": 0, "said": [written["findings"][0]["what"]]}.items()
 
 
 def test_what_is_written_holds_no_text_of_a_row(tmp_path):
@@ -216,7 +218,9 @@ def test_ten_thousand_rows_are_looked_at_in_seconds_of_cpu():
     """The budget is 15 CPU-s; the bound here only notices that something became quadratic."""
     asked = "Question {} about item {} in aisle {}, what does it cost on day {}?"
     rows = [(asked.format(i * 7919 % 10007, i, i % 97, i % 31), f"{i * 31 % 977}") for i in range(10_000)]
-    assert xray.measure(chat(rows), chat(rows[:500], "v.jsonl"))["cpu_seconds"] < 60
+    started = time.process_time()
+    xray.measure(chat(rows), chat(rows[:500], "v.jsonl"))
+    assert time.process_time() - started < 60
 
 
 def test_the_reader_and_the_look_fit(tmp_path):

@@ -232,7 +232,7 @@ from tests.support.drive import *
 torch.set_num_threads(1)
 root, model, data, config = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 inputs = {"model": given(model, "model"), "data": given(data, "dataset"), "validation": given(data, "dataset")}
-Driver(root).run("train", config, inputs, {"checkpoint_every": 3})
+Driver(root).run("train", config, inputs, {"checkpoint_every": 3, "allow": ["leaks"]})
 """
 
 
