@@ -190,7 +190,7 @@ class _Planner:
             return Size()
         if one.path.is_dir():
             return weights(one.path)
-        return Size(bytes=one.path.stat().st_size)
+        return Size(bytes=one.path.stat().st_size, path=one.path)
 
     def _digest(self, planned: Planned) -> str | None:
         made = self.rows[planned.step]

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches
+from slmkit.ml import batches, memory
 from slmkit.ml.chat import Example
 
 if TYPE_CHECKING:
@@ -23,16 +23,28 @@ TRIED = 3  # rows of the self-test
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
 
 
-def cut(run: Run, model: torch.nn.Module, examples: list[Example]) -> batches.Cut:
-    """Decide, and test what was decided. Raises RecipeError when batch_size is no multiple of micro_batch × processes."""
-    micro = micro_batch(run.ctx.execution.micro_batch, run.config.batch_size, run.world)
-    asked = run.ctx.execution.packing
-    packed = asked == "on" or (asked == "auto" and run.where.type == "cuda")  # on a CPU rows of like length side by side are faster
+def settle(run: Run, examples: list[Example]) -> int:
+    """Rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
+    asked = run.ctx.execution.micro_batch
+    most = micro_batch(asked, run.config.batch_size, run.world)
+    return memory.settle(run, examples, choices(run.config.batch_size, run.world), None if asked == "auto" else most)
+
+
+def cut(run: Run, model: torch.nn.Module, examples: list[Example], micro: int) -> batches.Cut:
+    """How a global batch is cut up; packing is tested before it is believed."""
+    how = run.ctx.execution.packing
+    packed = how == "on" or (how == "auto" and run.where.type == "cuda")  # on a CPU rows of like length side by side are faster
     if packed and (difference := leak(run, model, examples)):
         what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
         run.ctx.log("warning", what=what)
         packed = False
     return batches.Cut(run.config.batch_size, micro, packed, run.rank, run.world)
+
+
+def choices(batch_size: int, world: int) -> list[int]:
+    """Micro batches that `auto` may choose."""
+    share = batch_size // world
+    return [n for n in range(1, PADDED_ROWS + 1) if share % n == 0]
 
 
 def micro_batch(asked: int | str, batch_size: int, world: int) -> int:
@@ -42,7 +54,7 @@ def micro_batch(asked: int | str, batch_size: int, world: int) -> int:
         raise RecipeError([Problem(what, mend=f"write execution.processes as a divisor of {batch_size}, or another batch_size")])
     share = batch_size // world
     if asked == "auto":
-        return max(n for n in range(1, PADDED_ROWS + 1) if share % n == 0)
+        return max(choices(batch_size, world))
     if share % asked:
         fits = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         what = f"execution.micro_batch: {asked} does not divide batch_size: {batch_size}" + (f" on {world} processes" if world > 1 else "")

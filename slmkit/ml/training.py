@@ -46,6 +46,7 @@ class Prepared:
     """What an objective made of the rows. values: for the result. measure: trained model → validation loss (lower is better).
 
     inputs: some batches as the model takes them, for adapters that begin from the data. course: what was logged → more values.
+    micro: rows per forward pass.
     """
 
     examples: Any
@@ -54,6 +55,7 @@ class Prepared:
     measure: Callable[[torch.nn.Module], float] | None = None
     inputs: Callable[[torch.device], list[dict]] | None = None
     course: Callable[[list[dict]], dict] = lambda history: {}
+    micro: int = 1
 
 
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:

@@ -15,7 +15,7 @@ BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large v
 
 @dataclass(frozen=True)
 class Size:
-    """What is known of an input: its weights' parameter count and bytes on disk; of data, the bytes of its files.
+    """What is known of an input: its weights' parameter count and bytes on disk; of data, the bytes of its files; path where they lie.
 
     sides: inputs plus outputs of all its linear layers, so that adapters of rank r hold r × sides weights.
     """
@@ -23,6 +23,7 @@ class Size:
     parameters: int | None = None
     bytes: int | None = None
     sides: int | None = None
+    path: Path | None = None
 
 
 def weights(folder: Path) -> Size:
@@ -43,20 +44,22 @@ def weights(folder: Path) -> Size:
                 parameters += count
                 if len(tensor["shape"]) == 2 and "embed" not in name and "lm_head" not in name:
                     sides += sum(tensor["shape"])
-    return Size(parameters, total, sides) if total else Size()
+    return Size(parameters, total, sides, folder) if total else Size()
 
 
-def training(method: str, r: int | None, model: Size, data: Size, epochs: float | None) -> dict[str, int]:
-    """tokens seen, bytes of memory for weights, gradients and AdamW (activations come on top), bytes on disk."""
-    out: dict[str, int] = {}
-    if data.bytes and epochs:
-        out["tokens"] = int(data.bytes / BYTES_PER_TOKEN * epochs)
-    if model.parameters:
-        per_weight = {"full": 16.0, "lora": 2.0, "qlora": 0.55}[method]  # fp32 + gradient + two moments; bf16; NF4 with its scales
-        adapter = (r or 0) * (model.sides or 0)
-        out["memory_bytes"] = int(model.parameters * per_weight + adapter * 16)
-        out["disk_bytes"] = model.bytes or 0 if method == "full" else adapter * 4
-    return out
+def rows(data: Size) -> tuple[int, int, int] | None:
+    """(rows, mean tokens, longest tokens) of a text file with a row a line, from its first megabyte; None for anything else."""
+    if data.path is None or data.path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") or not data.bytes:
+        return None
+    with data.path.open("rb") as file:
+        head = file.read(1 << 20)
+    lines = [len(line) for line in head.splitlines() if line.strip()]
+    if len(head) == 1 << 20:
+        lines = lines[:-1]
+    if not lines:
+        return None
+    count = round(data.bytes / (len(head) / len(lines))) if len(head) == 1 << 20 else len(lines)
+    return count, max(1, round(sum(lines) / len(lines) / BYTES_PER_TOKEN)), max(1, round(max(lines) / BYTES_PER_TOKEN))
 
 
 def quantizing(bits: float, group_size: int, model: Size) -> dict[str, int]:
@@ -68,11 +71,13 @@ def quantizing(bits: float, group_size: int, model: Size) -> dict[str, int]:
     return {"memory_bytes": model.parameters * 4, "disk_bytes": int(packed)}
 
 
-def shown(estimate: dict[str, int]) -> str:
+def shown(estimate: dict[str, int | str]) -> str:
     """`~120 k tokens, ~1.2 GB memory, ~0.4 GB disk`."""
     parts = []
     for key, value in estimate.items():
-        if key.endswith("_bytes"):
+        if isinstance(value, str):
+            parts.append(value)
+        elif key.endswith("_bytes"):
             size = f"{value / 1e9:.2g} GB" if value >= 1e8 else f"{value / 1e6:.2g} MB"
             parts.append(f"~{size} {key.removesuffix('_bytes')}")
         else:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slmkit.steps import _estimate, _tasks
+from slmkit.steps import _forecast, _tasks
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
@@ -235,11 +235,10 @@ class Execution(StepExecution):
     """Findings in the data that neither stop the training (the first four) nor are warned of. `slmkit data` shows what was found."""
 
 
-def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
-    """Tokens, memory for weights and optimizer, disk."""
+def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int | str]:
+    """Steps, tokens, memory at the peak, disk, time; what cannot be known is left out."""
     model, data = sizes["model"][0], sizes["data"][0]
-    epochs = config.epochs if config.max_steps is None else None
-    return _estimate.training(config.method, config.lora.r if config.lora else None, model, data, epochs)
+    return _forecast.training(config, execution, model, data)
 
 
 def run(ctx: Context, config: Config) -> Result:

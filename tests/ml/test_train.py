@@ -180,10 +180,10 @@ def test_rows_that_see_each_other_turn_packing_off(tiny, rows_file, tmp_path):
     ctx = Context(tmp_path, tmp_path, {}, execution, lambda event, **fields: said.append(fields), lambda *a, **k: None, str)
     said: list = []
     run_ = training.Run(ctx, step.Config(**config()), None, tokenizer, torch.device("cpu"), torch.float32)
-    assert packing.cut(run_, model, rendered.examples).packed and not said
+    assert packing.cut(run_, model, rendered.examples, 4).packed and not said
     whole = model.forward
     model.forward = lambda **kw: whole(**{k: v for k, v in kw.items() if k != "position_ids"})
-    assert not packing.cut(run_, model, rendered.examples).packed
+    assert not packing.cut(run_, model, rendered.examples, 4).packed
     assert "packing is off" in said[0]["what"]
 
 

@@ -13,18 +13,23 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, look, loss, models, packing
+from slmkit.ml import batches, chat, look, loss, memory, models, packing
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
 
 class _Trainer(SFTTrainer):
     """TRL's trainer with the batches and the loss of this package, and without what is measured at every step for nobody."""
 
-    def __init__(self, *args: Any, examples: list[chat.Example], cut: batches.Cut, **kwargs: Any):
+    def __init__(self, *args: Any, run: Run, examples: list[chat.Example], cut: batches.Cut, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.examples, self.cut, self.content = examples, cut, 0.0
+        self.run, self.examples, self.cut, self.content = run, examples, cut, 0.0
         self.some = loss.keeps_logits(self.model)
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True  # the loss is divided by the global batch's trained tokens
+
+    def train(self, *args: Any, **kwargs: Any):
+        fits = packing.choices(self.cut.batch_size, self.cut.world)
+        with memory.told(self.run, self.examples, fits, self.cut.micro_batch):
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> batches.Loader:
         return batches.loader(self.examples, self.cut, self.args.seed, self.args.dataloader_num_workers)
@@ -71,15 +76,16 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         some = [batches.pad(encoded.examples[i : i + 4]) for i in range(0, min(len(encoded.examples), 256), 4)]
         return [{k: v.to(where) for k, v in batch.items() if k != "labels"} for batch in some]
 
-    return Prepared(encoded.examples, steps(config, len(encoded.examples)), values, measure if held_out else None, inputs)
+    micro = packing.settle(run, encoded.examples)
+    return Prepared(encoded.examples, steps(config, len(encoded.examples)), values, measure if held_out else None, inputs, micro=micro)
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
-    cut = packing.cut(run, model, prepared.examples)
+    cut = packing.cut(run, model, prepared.examples, prepared.micro)
     args = arguments(
         run, SFTConfig, prepared.steps, cut.micro_batch, packing=False, max_length=None, shuffle_dataset=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     # TRL wants to see a dataset; what it trains on comes from get_train_dataloader.
     one = Dataset.from_list([{"input_ids": list(prepared.examples[0].input_ids), "labels": list(prepared.examples[0].labels)}])
-    return _Trainer(model=model, args=args, train_dataset=one, processing_class=run.tokenizer, examples=prepared.examples, cut=cut)
+    return _Trainer(model=model, args=args, train_dataset=one, processing_class=run.tokenizer, run=run, examples=prepared.examples, cut=cut)

@@ -1,0 +1,72 @@
+"""What a training will take, as `plan` says it: steps, tokens, peak memory, disk, time, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from slmkit.steps import _estimate, _memory
+
+CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as measured on small matrices
+OVERHEAD = 4e-3  # seconds a layer takes in a forward and backward pass, whatever its size
+
+
+def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate.Size) -> dict[str, int | str]:
+    """Everything that the sizes tell."""
+    shape = _memory.shape(model.path) if model.path else None
+    about = _estimate.rows(data)
+    out: dict[str, int | str] = {}
+    if about:
+        count, mean, longest = about
+        steps = config.max_steps or math.ceil(config.epochs * math.ceil(count / config.batch_size))
+        out |= {"rows": count, "steps": steps, "tokens": steps * min(config.batch_size, count) * min(mean, config.max_length)}
+    if shape is None:
+        return out
+    rank = config.lora.r if config.lora else 0
+    out["disk_bytes"] = shape.bytes if config.method == "full" else rank * shape.sides * 4
+    if about and config.objective == "sft":
+        out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length))
+        out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out["micro_batch"])
+    return out
+
+
+def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int) -> dict[str, int | str]:
+    gpu = execution.device.startswith("cuda")
+    share = config.batch_size // (execution.processes if isinstance(execution.processes, int) else 1)
+    choices = [n for n in range(1, 9) if share % n == 0] or [1]
+    load = _memory.Load(config.method, rank, width(config.precision), 1, longest, longest, execution.gradient_checkpointing, gpu)
+    free = _memory.free_memory()
+    micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
+    load = _with(load, micro)
+    found = _memory.parts(shape, load)
+    out: dict[str, int | str] = {"memory_bytes": found["peak"], "micro_batch": micro, "memory_parts": _memory.shown(found)}
+    if not gpu and found["peak"] > free:
+        out["does_not_fit"] = f"{free / 1e9:.2g} GB are free; try {_memory.advice(shape, load, choices, free, 'STEP')}"
+    return out
+
+
+def _with(load: _memory.Load, micro: int) -> _memory.Load:
+    from dataclasses import replace
+
+    return replace(load, micro=micro)
+
+
+def width(precision: str) -> int:
+    """Bytes of the forward pass's numbers on this machine: what `precision: auto` will choose is read off the CPU's flags."""
+    if precision != "auto":
+        return 4 if precision == "fp32" else 2
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return 4
+    return 2 if "avx512_bf16" in flags or "amx_bf16" in flags else 4
+
+
+def _seconds(config: Any, shape: _memory.Shape, tokens: int, steps: int, micro: int) -> int:
+    """Rough: 6 operations a weight and token (4 with frozen weights), and what each pass costs whatever its size."""
+    each = 6 if config.method == "full" else 4
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    passes = steps * max(1, config.batch_size // micro)
+    return math.ceil(shape.parameters * each * tokens / (CORE * cores) + passes * shape.layers * OVERHEAD)

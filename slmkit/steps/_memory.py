@@ -1,0 +1,140 @@
+"""What a training takes at its peak, by part, before anything heavy is imported: from the shapes in config.json and the safetensors headers.
+
+The factors were fitted to measured peaks of Llama shapes from 0.4M to 75M parameters on a CPU (`scripts/bench/memory` measures them again,
+beside the estimate). On a GPU the same sums hold without the libraries' own share; there they are not measured yet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = 600e6  # torch, transformers, peft, trl and their work space, resident
+LOGIT = 12  # bytes a logit: itself, its float copy, its gradient
+ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
+TRANSIENT = 5  # × the MLP's width: what the backward pass of one layer holds at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a decoder: parameters in all and in linear layers, bytes on disk, the sum of those layers' sides, and its widths."""
+
+    parameters: int
+    linear: int
+    bytes: int
+    sides: int
+    layers: int
+    hidden: int
+    mlp: int
+    vocabulary: int
+
+
+def shape(folder: Path) -> Shape | None:
+    """The shape of a model folder, or None where its files do not tell."""
+    from slmkit.steps._estimate import weights
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        inner = config.get("text_config") or config
+        hidden, layers = inner["hidden_size"], inner["num_hidden_layers"]
+        vocabulary = inner["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    size = weights(folder)
+    if not size.parameters:
+        return None
+    linear = size.parameters - vocabulary * hidden * (1 if inner.get("tie_word_embeddings", True) else 2)
+    return Shape(size.parameters, max(linear, 0), size.bytes, size.sides, layers, hidden, inner.get("intermediate_size") or 4 * hidden, vocabulary)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What runs: method, LoRA rank, bytes of the forward pass's numbers (4 or 2), rows per forward pass, their longest in tokens, how many
+    of those tokens are learned, whether activations are recomputed, whether on a GPU."""
+
+    method: str
+    rank: int
+    width: int
+    micro: int
+    length: int
+    trained: int
+    recompute: bool = False
+    gpu: bool = False
+
+
+def parts(model: Shape, load: Load) -> dict[str, int]:
+    """Bytes by part, and `peak`: the larger of loading and training."""
+    full, four_bit = load.method == "full", load.method == "qlora"
+    held = 4 if full else load.width
+    adapter = 0 if full else load.rank * model.sides
+    rest = model.parameters - model.linear
+    weights = model.linear * 0.53 + rest * held + model.bytes * (not load.gpu) if four_bit else model.parameters * held
+    tokens = load.micro * load.length
+    per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
+    number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
+    kept = 2 * model.hidden * model.layers + 3 * per_layer if load.recompute else per_layer * model.layers
+    found = {
+        "libraries": 0 if load.gpu else LIBRARIES,
+        "weights": weights,
+        "adapters": adapter * 4,
+        "optimizer": model.parameters * ADAMW["full"] if full else adapter * ADAMW["adapter"],
+        "activations": tokens * number * (kept + TRANSIENT * model.mlp),
+        "logits": load.micro * load.trained * model.vocabulary * LOGIT,
+    }
+    file = 0 if load.gpu else model.bytes
+    loading = found["libraries"] + (file * 3 if four_bit else file + model.parameters * held)
+    return {k: int(v) for k, v in found.items()} | {"peak": int(max(loading, sum(found.values())))}
+
+
+def largest(model: Shape, load: Load, choices: list[int], free: int) -> int | None:
+    """The largest of the micro batches that fits into `free` bytes, or None."""
+    from dataclasses import replace
+
+    return max((n for n in choices if parts(model, replace(load, micro=n))["peak"] <= free), default=None)
+
+
+def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -> str:
+    """What would fit into `free` bytes: a `--set` for the first of the mends that does."""
+    from dataclasses import replace
+
+    where = f"steps.{step}"
+    tries = [(f"{where}.execution.micro_batch={n}", {"micro": n}) for n in sorted(choices, reverse=True) if n < load.micro]
+    least = min(choices)
+    tries += [(f"{where}.execution.micro_batch={least} --set {where}.execution.gradient_checkpointing=true", {"micro": least, "recompute": True})]
+    if load.method != "qlora":
+        tries += [(f"{where}.method=qlora --set {where}.execution.micro_batch={least}", {"micro": least, "method": "qlora", "rank": load.rank or 16})]
+    for length in (2048, 1024, 512, 256):
+        if length < load.length:
+            change = {"micro": least, "recompute": True, "length": length, "trained": min(load.trained, length)}
+            said = f"{where}.max_length={length} --set {where}.execution.micro_batch={least} --set {where}.execution.gradient_checkpointing=true"
+            tries.append((said, change))
+    for said, change in tries:
+        if parts(model, replace(load, **change))["peak"] <= free:
+            return f"--set {said}"
+    return "a smaller base model, or a machine with more memory"
+
+
+def free_memory() -> int:
+    """Bytes that a process may still take: the system's available memory, or what its control group leaves if that is less."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f).read_text().strip() for f in ("memory.max", "memory.current"))
+        if limit != "max":
+            free = min(free, int(limit) - int(used))
+    except (OSError, ValueError):
+        pass  # no control groups of version 2 here: the system's own number holds
+    return free
+
+
+def shown(found: dict[str, int]) -> str:
+    """`weights 0.31 GB, activations 1.2 GB, …`, largest first."""
+    by_size = sorted(((k, v) for k, v in found.items() if k != "peak" and v >= 1e6), key=lambda kv: -kv[1])
+    return ", ".join(f"{k} {_size(v)}" for k, v in by_size)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 1e8 else f"{count / 1e6:.2g} MB"

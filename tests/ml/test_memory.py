@@ -1,0 +1,46 @@
+"""Memory: the estimate is of what is measured, auto chooses what fits, and what does not fit says what would."""
+
+import pytest
+
+from slmkit.errors import CannotRun
+from slmkit.ml import memory
+from slmkit.steps import _memory
+from tests.ml.test_train import run
+
+SHAPE = _memory.Shape(75_000_000, 75_000_000, 150_000_000, 13568 * 12, 12, 768, 2048, 512)
+
+
+def test_more_of_anything_takes_more_and_recomputing_takes_less():
+    load = _memory.Load("lora", 16, 4, 4, 512, 200)
+    peak = _memory.parts(SHAPE, load)["peak"]
+    for change in ({"micro": 8}, {"length": 1024}, {"trained": 512}, {"rank": 256}):
+        assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] > peak, change
+    for change in ({"recompute": True}, {"width": 2}, {"micro": 1}, {"gpu": True}):
+        assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] < peak, change
+    assert _memory.parts(SHAPE, load)["peak"] >= sum(v for k, v in _memory.parts(SHAPE, load).items() if k != "peak")
+
+
+def test_the_advice_fits():
+    load = _memory.Load("lora", 16, 4, 8, 2048, 900)
+    room = 4_000_000_000
+    assert _memory.parts(SHAPE, load)["peak"] > room
+    assert "--set steps.sft.execution.micro_batch=1" in _memory.advice(SHAPE, load, [1, 2, 4, 8], room, "sft")
+    assert _memory.largest(SHAPE, load, [1, 2, 4, 8], room) == 1
+    assert "smaller base model" in _memory.advice(SHAPE, load, [1, 2, 4, 8], 10, "sft")
+
+
+def test_auto_takes_the_largest_that_fits_and_the_result_is_the_same(tmp_path, tiny, rows_file, monkeypatch):
+    """Less free memory, a smaller micro batch, the same weights; none at all is refused before the model is loaded, with the mend."""
+    more = {"method": "lora", "batch_size": 8, "max_steps": 2}
+    wide, a = run(tmp_path / "a", tiny, rows_file, **more)
+    (said,) = [e for e in wide.events if e["event"] == "memory"]
+    assert said["micro_batch"] == 8
+    narrow = said["peak"] - said["activations"] // 2 - said["logits"] // 2
+    monkeypatch.setattr(memory, "free", lambda where: int(narrow / memory.MARGIN) + 1)
+    tight, b = run(tmp_path / "b", tiny, rows_file, **more)
+    assert [e["micro_batch"] for e in tight.events if e["event"] == "memory"] == [4]
+    assert a.values["train_loss"] == pytest.approx(b.values["train_loss"], rel=1e-5)
+    monkeypatch.setattr(memory, "free", lambda where: 1000)
+    with pytest.raises(CannotRun, match="this training needs about") as e:
+        run(tmp_path / "c", tiny, rows_file, **more)
+    assert e.value.mend.startswith("what fits: ")
