@@ -46,6 +46,12 @@ def weights(folder: Path) -> Size:
     return Size(parameters, total, sides) if total else Size()
 
 
+def together(sizes: tuple[Size, ...]) -> Size:
+    """Bytes of several sources; unknown if one is."""
+    known = [s.bytes for s in sizes if s.bytes is not None]
+    return Size(bytes=sum(known)) if len(known) == len(sizes) else Size()
+
+
 def training(method: str, r: int | None, model: Size, data: Size, epochs: float | None) -> dict[str, int]:
     """tokens seen, bytes of memory for weights, gradients and AdamW (activations come on top), bytes on disk."""
     out: dict[str, int] = {}

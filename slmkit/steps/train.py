@@ -1,6 +1,6 @@
 """Fine-tune a model on your data: full, LoRA, or QLoRA (4-bit base).
 
-Reads JSONL (`messages`, `prompt`/`completion`, or `text`) or CSV with a column mapping, renders it with the model's own
+Reads rows of any usual format (docs/data.md) from JSON, JSONL, CSV, Parquet or Arrow, renders them with the model's own
 chat template, trains on the assistant's tokens, and gives an adapter (a model with `method: full`). Broken rows stop it
 before any model is loaded. A killed run goes on from its last checkpoint and ends, on a CPU, in the same bytes.
 
@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from slmkit.steps import _estimate
-from slmkit.steps._fields import DataRef, Device, Ref, Seed
-from slmkit.steps._step import Context, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
+from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
 
 VERSION = 1
-TAKES = {"model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True)}
+TAKES = {"model": Takes("model"), "data": Takes("dataset", many=True, lone=True), "validation": Takes("dataset", optional=True)}
 CHAT_TEMPLATES = ("plain", "chatml")
 
 
@@ -51,10 +51,12 @@ class Lora(Part):
 class Config(StepConfig):
     model: Ref
     """The model to start from."""
-    data: DataRef
-    """Training rows: a reference, or `{path: train.csv, user: COLUMN, assistant: COLUMN}`."""
-    validation: DataRef | None = None
-    """Held-out rows. Their loss is measured four times; it never stops or steers the training."""
+    data: DataRefs
+    """Training rows: a reference, `{path: train.csv, user: COLUMN, assistant: COLUMN}`, or a list of these (a mixture, see `weight`)."""
+    validation: HeldOut | None = None
+    """Held-out rows: a reference, or a share of the data (0.1). Their loss is measured four times; it never stops or steers the training."""
+    on_bad_row: Annotated[Literal["error", "skip"], Born("error")] = "error"
+    """What a broken row does: error stops before any model is loaded, with all of them counted; skip leaves them out, counted by reason."""
     objective: Literal["sft"] = "sft"
     """What is optimised: sft is next-token cross-entropy on the answers."""
     method: Literal["full", "lora", "qlora"] = "qlora"
@@ -128,7 +130,7 @@ class Execution(StepExecution):
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
     """Tokens, memory for weights and optimizer, disk."""
-    model, data = sizes["model"][0], sizes["data"][0]
+    model, data = sizes["model"][0], _estimate.together(sizes["data"])
     epochs = config.epochs if config.max_steps is None else None
     return _estimate.training(config.method, config.lora.r if config.lora else None, model, data, epochs)
 
@@ -136,9 +138,7 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
 def run(ctx: Context, config: Config) -> Result:
     from slmkit.data import read
 
-    data = read.read(ctx.inputs["data"])
-    given = ctx.inputs.get("validation")
-    validation = read.read(given) if given else None
+    data, validation = read.train_and_held_out(ctx.inputs["data"], ctx.inputs.get("validation"), config)
     from slmkit.ml import sft
 
     return sft.train(ctx, config, data, validation)
