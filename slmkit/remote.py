@@ -18,7 +18,7 @@ from slmkit.sources import Source
 
 BLOCK = 1 << 20
 PACKAGES = {
-    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs", 
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs",
     "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "oci": "ocifs", "webhdfs": "requests",
 }  # fmt: skip
 """Which package brings a scheme's backend."""
@@ -48,7 +48,8 @@ def fetched(source: Source) -> Source:
     except FileNotFoundError:
         raise UsageError(f"no such file: {_clean(source.text)}", mend="check the spelling, and that you may read it") from None
     except ValueError as e:
-        raise UsageError(f"`{scheme}://` cannot be read: {_first(e)}", mend="known are s3://, gs://, https:// and what fsspec has a backend for") from None
+        mend = "known are s3://, gs://, https:// and what fsspec has a backend for"
+        raise UsageError(f"`{scheme}://` cannot be read: {_first(e)}", mend=mend) from None
     except Exception as e:  # noqa: BLE001 - each backend has errors of its own, and none of them is ours
         mend = "check the network and your credentials for it, or give a local copy"
         raise CannotRun(f"cannot fetch {_clean(source.text)}: {_first(e)}", mend=mend) from None

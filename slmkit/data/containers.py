@@ -20,7 +20,7 @@ from slmkit.data.faults import Fault, Record
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 PACKED = (".gz", ".zst", ".zstd")
 HEAD = 1 << 16
-ASCII_BREAK = "write the file as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
+TO_UTF8 = "write the file as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
 FOREIGN = (  # what begins so cannot be rows: the name people know it by, and the mend
     (b"PK\x03\x04", "a zip file (or a spreadsheet)", "unpack it, or export the sheet as CSV"),
     (b"BZh", "a bzip2 file", "unpack it: `bunzip2 FILE`"),
@@ -103,11 +103,11 @@ def _first_json(start: bytes):
 
 
 def _foreign(path: Path, head: bytes) -> Fault | None:
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and head[:200].count(0) * 3 > len(head[:200])):
-        return Fault("not UTF-8: this looks like UTF-16", mend=ASCII_BREAK, fatal=True)
     for start, what, mend in FOREIGN:
         if head.startswith(start):
             return Fault(f"this is {what}", mend=mend, fatal=True)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) >= 8 and head[:200].count(0) * 3 > len(head[:200])):
+        return Fault("not UTF-8: this looks like UTF-16", mend=TO_UTF8, fatal=True)
     if suffix(path) in (".parquet", ".arrow", ".feather") and head[:1] not in (b"{", b"["):
         return Fault(f"named {path.suffix}, and its bytes are neither Parquet nor Arrow", mend="fetch or write it anew", fatal=True)
     return None

@@ -100,7 +100,7 @@ class _Window:
                 if self.end or (e.pos < len(self.text) - TAIL and not e.msg.startswith("Unterminated")):
                     raise
             else:
-                if end < len(self.text) or self.end:  # a number at the window's end may go on
+                if self.end or not isinstance(value, int | float) or end < len(self.text) - TAIL:  # a number may go on: `0` of `0.`
                     size, self.pos = end - self.pos, end
                     return value, size
             self.fill()
