@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slmkit import sources
+from slmkit import remote, sources
 from slmkit.artifact import manifest
 from slmkit.artifact.digest import Cache
 from slmkit.artifact.store import Store
@@ -28,6 +28,7 @@ class Planned:
 
     digest: sha256 of the content where it is known before the run. base: of a plain adapter folder, the model below it.
     witness: checked against, no part of what comes out.
+    format: of a dataset that is here, how its rows are written, as far as its head tells.
     """
 
     role: str
@@ -45,6 +46,7 @@ class Planned:
     base: Planned | None = None
     filled: bool = False
     witness: bool = False
+    format: str | None = None
 
     def check_unchanged(self) -> None:
         """Hash a path again, in full. Raises InputChanged."""
@@ -90,11 +92,13 @@ def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: C
         return Planned(spec.role, label, found.type, f"artifact:{found.path.name}", identity, path=found.path,
                        fingerprint=found.fingerprint, digest=found.digest, **common)
     if source.scheme == "hf":
-        commit = lock.commit(source, spec.mark)
         label, type_ = label or source.repo.rpartition("/")[2], takes.types[0]
+        commit = lock.commit(source, spec.mark, "dataset" if type_ == "dataset" else "model")
         identity = {"type": type_, "hub": source.repo, "commit": commit} | _extra(spec, takes, label)
         return Planned(spec.role, label, type_, f"hf:{source.repo}@{commit}", identity, revision=commit, **common)
-    return _of_path(spec, takes, lock, store, cache)
+    if source.scheme == "url":
+        source = remote.fetched(source)
+    return _of_path(replace(spec, source=source), takes, lock, store, cache)
 
 
 def _named(source: Source, store: Store) -> manifest.Artifact:
@@ -104,7 +108,7 @@ def _named(source: Source, store: Store) -> manifest.Artifact:
 
 def _of_path(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
     source, path = spec.source, spec.source.path
-    files = tuple(takes.files(path)) if takes.files else None
+    files = tuple(takes.files(path)) if takes.files else source.files
     digest = sources.content(path, list(files) if files else None, cache)
     type_ = sources.type_of(path, takes.types)
     label = spec.label or (source.text.removeprefix("demo:") if source.scheme == "demo" else type_)
@@ -112,9 +116,17 @@ def _of_path(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cac
     base = _base(spec, path, lock, store, cache) if type_ == "adapter" else None
     if base:
         identity["base"] = base.identity
-    uri = source.text if source.scheme == "demo" else str(path)
+    uri = source.text if source.scheme in ("demo", "url") else str(path)
     return Planned(spec.role, label, type_, uri, identity, path=path, files=files, digest=digest, columns=spec.columns, base=base,
-                   filled=spec.filled, witness=spec.witness)
+                   filled=spec.filled, witness=spec.witness, format=_format(type_, path, source.files, spec.columns))
+
+
+def _format(type_: str, path: Path, files: tuple[Path, ...] | None, columns: dict | None) -> str | None:
+    if type_ != "dataset":
+        return None
+    from slmkit.data import read
+
+    return read.format_of(path, files, Columns(path="", **columns) if columns else None)
 
 
 def _extra(spec: InputSpec, takes: Takes, label: str) -> dict:
@@ -149,11 +161,14 @@ def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact], we
         artifact = made.get(planned.step) if planned.step else manifest.load(planned.path)
         return replace(_given_artifact(planned.role, planned.name, artifact, store), columns=columns)
     if planned.revision:
-        path = sources.fetch_hub(plain.hub[0], planned.revision, weights or planned.type not in ("model", "adapter"))
-        return Given(planned.role, planned.name, planned.type, planned.uri, path, None, planned.revision, columns=columns)
+        if planned.type == "dataset":
+            path, files = sources.fetch_data(plain.hub[0], planned.revision, columns.split if columns else None)
+            return replace(plain, path=path, files=files, columns=columns and columns.model_copy(update={"split": None}))
+        wanted = None if weights or planned.type not in ("model", "adapter") else sources.SMALL_FILES
+        return replace(plain, path=sources.fetch_hub(plain.hub[0], planned.revision, wanted=wanted))
     planned.check_unchanged()
     base = given(planned.base, store, made) if planned.base else None
-    return Given(planned.role, planned.name, planned.type, planned.uri, planned.path, planned.digest, base=base, columns=columns)
+    return replace(plain, base=base, files=planned.files)
 
 
 def by_role(kind: Kind, ready: list[Given]) -> dict[str, Given | tuple[Given, ...] | None]:

@@ -188,6 +188,8 @@ class _Planner:
             return self._size(below) if below else Size()
         if one.path is None:
             return Size()
+        if one.files:
+            return Size(bytes=sum(f.stat().st_size for f in one.files))
         if one.path.is_dir():
             return weights(one.path)
         return Size(bytes=one.path.stat().st_size, path=one.path)
@@ -200,7 +202,8 @@ class _Planner:
 
 def identity(config: Any, kind: Kind) -> dict:
     """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default."""
-    body = config.model_dump(mode="json", exclude=set(kind.takes))
+    inputs_named = {role for role in kind.takes if not isinstance(getattr(config, role, None), int | float)}  # `validation: 0.1` names no input
+    body = config.model_dump(mode="json", exclude=inputs_named)
     return _without_born(body, config)
 
 
@@ -225,7 +228,8 @@ def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
     for one in planned:
         if one.witness:
             continue
-        if kind.takes[one.role].many:
+        takes = kind.takes[one.role]
+        if takes.many and not (takes.lone and sum(i.role == one.role for i in planned) == 1):
             out.setdefault(one.role, []).append(one.identity)
         else:
             out[one.role] = one.identity

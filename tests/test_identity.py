@@ -65,7 +65,7 @@ OTHER = {  # another valid value for every field
         "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
-        "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
+        "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7, "on_bad_row": "skip",
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
         "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
@@ -125,6 +125,20 @@ def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path:
         assert moved == set()
     else:
         assert step in moved and all(order.index(m) >= order.index(step) for m in moved)
+
+
+def test_the_ways_to_name_data_are_told_apart(folder: Path) -> None:
+    """A list of one is that one; another order, weight, mapping, split or share held out is another training."""
+    one = prints(folder, BASE)["sft"]
+    assert prints(folder, edited("sft", "data", ["rows.jsonl"]))["sft"] == one
+    assert prints(folder, edited("sft", "data", {"path": "rows.jsonl", "weight": 1}))["sft"] == one
+    others = [
+        ["rows.jsonl", "val.jsonl"], ["val.jsonl", "rows.jsonl"], ["rows.jsonl", {"path": "val.jsonl", "weight": 0.5}],
+        {"path": "rows.jsonl", "weight": 2}, {"path": "rows.jsonl", "format": "completion"}, {"path": "rows.jsonl", "prompt": "prompt"},
+    ]  # fmt: skip
+    found = [prints(folder, edited("sft", "data", other))["sft"] for other in others]
+    found += [prints(folder, edited("sft", "validation", share))["sft"] for share in (0.1, 0.2)]
+    assert len({one, *found}) == 1 + len(found)
 
 
 def test_every_field_is_tried() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lm_eval", "accelerate", "gptqmodel", "optimum"}
-HEAVY |= {"huggingface_hub", "safetensors", "numpy", "pandas"}
+HEAVY |= {"huggingface_hub", "safetensors", "numpy", "pandas", "pyarrow", "fsspec"}
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,18 @@ class Layer:
 
 
 REGISTRY = "slmkit.steps._"  # a prefix: _registry, _step and what else the kinds share
-PLANS = ("slmkit.plan", "slmkit.inputs", "slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)
+PLANS = ("slmkit.plan", "slmkit.inputs", "slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY)
 LAYERS = {
     "slmkit": Layer(),
     "slmkit.errors": Layer(heavy_inside=False),
     "slmkit.events": Layer(("slmkit.errors",), heavy_inside=False),
     "slmkit.artifact": Layer(("slmkit.artifact", "slmkit.errors"), heavy_inside=False),
-    "slmkit.sources": Layer(("slmkit.artifact", "slmkit.errors"), ("slmkit.demo",)),
+    "slmkit.sources": Layer(("slmkit.artifact", "slmkit.errors"), ("slmkit.demo", "slmkit.data")),
+    "slmkit.remote": Layer(("slmkit.sources", "slmkit.errors")),
     "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data")),
     REGISTRY: Layer(("slmkit.errors", REGISTRY)),
     "slmkit.recipe": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
-    "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
+    "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
     "slmkit.plan": Layer(PLANS),
     "slmkit.capture": Layer(heavy_inside=False),
     "slmkit.engine": Layer((*PLANS, "slmkit.engine", "slmkit.capture", "slmkit.events")),

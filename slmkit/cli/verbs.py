@@ -99,7 +99,7 @@ def plan(
 
 def _row(row) -> dict:
     given = [{"role": i.role, "name": i.name, "type": i.type, "uri": i.uri, "step": i.step, "chosen": i.filled}
-             | ({"witness": True} if i.witness else {}) for i in row.inputs]
+             | ({"witness": True} if i.witness else {}) | ({"format": i.format} if i.format else {}) for i in row.inputs]
     return {
         "name": row.name, "kind": row.kind.name, "action": row.action, "why": list(row.why), "fingerprint": row.fingerprint,
         "gives": row.gives, "inputs": given, "config": row.payload["config"], "estimate": row.estimate,
@@ -113,12 +113,17 @@ def _table(made) -> str:
     wide = max(len(r.name) for r in made.rows)
     kinds = max(len(r.kind.name) for r in made.rows)
     for row in made.rows:
-        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{' (chosen)' if i.filled else ''}" for i in row.inputs if not i.witness)
+        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{_noted(i)}" for i in row.inputs if not i.witness)
         needs = f"  ({shown(row.estimate)})" if row.estimate and row.action != "cached" else ""
         why = f"  {'; '.join(row.why)}" if row.why else ""
         lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")
         lines.append(f"  {'':<{wide}}    {given}{needs}")
     return "\n".join(lines)
+
+
+def _noted(given) -> str:
+    said = [*([given.format] if given.format else []), *(["chosen"] if given.filled else [])]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def load_and_plan(recipe, kind, step, set_, from_, store, locked):

@@ -1,225 +1,175 @@
 """Reads training rows and says exactly which are broken. Torch-free: it runs before any model is loaded.
 
-One file has one format, told by its first row: JSONL of `messages`, `prompt`/`completion` or `text`; or CSV, with a
-column mapping unless its columns already bear those names. Every row is checked; the first five offenders are shown.
+Every row of every file is checked once. Small data then stays in memory; large data is read from disk again for each pass,
+so that memory does not grow with it. Several sources become one by their weights (see `mixture`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slmkit.data.rows import ROLES, SHOWN, Form, Row, Rows, of
-from slmkit.errors import DataError, Problem
-from slmkit.steps._step import Columns, Given
+from slmkit.data import containers, files, formats, mixture
+from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
+from slmkit.data.rows import Form, Row, Rows
+from slmkit.data.tables import Cells
+from slmkit.errors import DataError
+from slmkit.steps._step import READ_BY_FORMAT, Columns, Given
 
-CHAT_SUFFIX, CSV_SUFFIX = (".jsonl", ".ndjson"), (".csv", ".tsv")
-
-
-def read(given: Given) -> Rows:
-    """Read a dataset input. Raises DataError with the first broken rows and the count of all."""
-    path = _file(Path(given.path))
-    name = _shown(path)
-    problems: list[Problem] = []
-    records = _csv(path, name, given.columns, problems) if path.suffix in CSV_SUFFIX else _jsonl(path, name, problems)
-    rows, form = _convert(records, name, given.columns, problems)
-    if problems:
-        raise DataError(problems[:SHOWN], _summary(problems, len(rows)))
-    if not rows:
-        raise DataError([Problem("the file holds no rows", name, 1, 1, mend="each line is one JSON object")])
-    return of(name, form, rows)
+HELD = 64 << 20  # bytes of source text; as Python objects they take about three times as much
 
 
-def _summary(problems: list[Problem], good: int) -> str:
-    n = len(problems)
-    more = f"; the first {SHOWN} are shown" if n > SHOWN else ""
-    return f"{n} broken row{'s' if n != 1 else ''}, {good} good{more}"
+def read(given: Given | tuple[Given, ...], *, on_bad_row: str = "error", seed: int = 0, held: int = HELD) -> Rows:
+    """Read a dataset input, or a mixture of several. Raises DataError with the first broken rows and the count of all.
+
+    on_bad_row: `skip` drops broken rows and counts them in `Rows.dropped`. seed: of what a weight draws.
+    """
+    several = given if isinstance(given, tuple) else (given,)
+    parts = [(_source(one, on_bad_row == "skip", held), one.columns.weight if one.columns else 1.0) for one in several]
+    return mixture.of(parts, seed)
 
 
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    found = sorted(p for p in path.iterdir() if p.suffix in CHAT_SUFFIX + CSV_SUFFIX)
-    for name in ("train.jsonl", "data.jsonl", "train.csv"):
-        if path / name in found:
-            return path / name
-    if len(found) == 1:
-        return found[0]
-    held = ", ".join(p.name for p in found) or "none"
-    raise DataError([Problem(f"no one data file in this folder (found: {held})", str(path), mend="name the file")])
+def train_and_held_out(data: tuple[Given, ...], validation: Given | None, config: Any) -> tuple[Rows, Rows | None]:
+    """The rows to learn from and those whose loss is measured: a source of their own, or a share of the data."""
+    rows = read(data, on_bad_row=config.on_bad_row, seed=config.seed)
+    if validation is not None:
+        return rows, read(validation, on_bad_row=config.on_bad_row, seed=config.seed)
+    return mixture.hold_out(rows, config.validation, config.seed) if isinstance(config.validation, float) else (rows, None)
 
 
-def _shown(path: Path) -> str:
+def _source(given: Given, skip: bool, held: int) -> Rows:
+    place = shown(Path(given.path))
+    split = given.columns.split if given.columns else None
+    source = _Source(files.of(Path(given.path), given.files, split, place), given.columns)
+    if not source.files:
+        raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
+    name = shown(source.files[0]) if len(source.files) == 1 else place
+    tally = Tally(skip)
+    kept, size = [], 0
+    for row, bytes_ in source.rows(tally):
+        size += bytes_
+        if size <= held:
+            kept.append(row)
+        elif kept:
+            kept = []
+    tally.check()
+    if columns_unmet := source.never:
+        raise broken_file(name, columns_unmet, "remove the key, or name the field as the rows do")
+    if not tally.good:
+        raise DataError(broken_file(name, "the file holds no rows", "each line is one JSON object").problems)
+    open_, rows = source.again, tuple(kept)
+    if size <= held:
+        open_ = rows.__iter__
+    return Rows(name, source.form, tally.good, open_, source.format, dict(tally.reasons))
+
+
+def shown(path: Path) -> str:
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
-def _jsonl(path: Path, name: str, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            try:
-                text = raw.decode("utf-8")
-                yield number, json.loads(text, parse_constant=_no_constant)
-            except UnicodeDecodeError as e:
-                problems.append(Problem(f"not UTF-8: {e.reason} (byte {e.start + 1} of the line)", name, number, e.start + 1))
-            except json.JSONDecodeError as e:
-                whole = "; the file looks like one JSON array: write one object per line" if number == 1 and text.strip() == "[" else ""
-                problems.append(Problem(f"not JSON: {e.msg}{whole}", name, number, e.colno, *_excerpt(text)))
-            except (ValueError, RecursionError) as e:
-                problems.append(Problem(f"not JSON: {e}", name, number, 1))
+@dataclass
+class _Source:
+    """Files of one source with its mapping; format and form once the first row has told them."""
+
+    files: list[Path]
+    columns: Columns | None
+    format: str = ""
+    form: Form = "messages"
+    convert: Callable[[dict], dict[str, Any]] | None = None
+    tools_seen: bool = False
+
+    @property
+    def never(self) -> str | None:
+        """A mapped column that no row had."""
+        unseen = self.columns is not None and self.columns.tools is not None and not self.tools_seen
+        return f"`tools: {self.columns.tools}` is mapped, and no row has that field" if unseen else None
+
+    def again(self) -> Iterator[Row]:
+        """Another pass. What was broken the first time is left out."""
+        return (row for row, _ in self.rows(Tally(skip=True)))
+
+    def rows(self, tally: Tally) -> Iterator[tuple[Row, int]]:
+        """Good rows with their size; faults go to the tally."""
+        for path in self.files:
+            name = shown(path)
+            for record in containers.records(path):
+                if isinstance(record, Record):
+                    record = self._row(record, name)
+                if isinstance(record, Fault):
+                    tally.add(record, name)
+                    if record.fatal:
+                        return
+                else:
+                    tally.good += 1
+                    yield record
+
+    def _row(self, record: Record, name: str) -> tuple[Row, int] | Fault:
+        try:
+            value = self._mapped(record.value)
+            if self.convert is None:
+                self._detect(value)
+            return Row(record.number, file=name, **self.convert(value)), record.size
+        except Bad as e:
+            fault = Fault(str(e), record.number, record.line)
+            if self.convert is None and isinstance(record.value, Cells):  # every row of a table has the same fields
+                return replace(fault, fatal=True, number=0, line=1, mend=_cells_mend(record.value, name))
+            return fault
+
+    def _mapped(self, value: Any) -> dict:
+        """The record with its mapped columns under the names that its format has for them. Raises Bad."""
+        if not isinstance(value, dict):
+            raise Bad(f"a row is an object, this is {kind(value)}")
+        if self.columns is None or not self.columns.named:
+            return value
+        out = type(value)(value)
+        for part, column in self.columns.named.items():
+            if column in value:
+                out[part] = value[column]
+                self.tools_seen = self.tools_seen or part == "tools"
+            elif part != "tools" or isinstance(value, Cells):  # rows of JSON without tools leave the key out
+                raise Bad(f"no field `{column}` (found: {', '.join(map(str, value)) or 'nothing'})")
+        return out
+
+    def _detect(self, value: dict) -> None:
+        columns = self.columns or Columns(path="")
+        named = set(columns.named) | ({"system"} if columns.system is not None else set())
+        wanted = columns.rows_format
+        format_, form = formats.named(wanted, value) if wanted else formats.detect(_only(value, set(columns.named)))
+        reads = READ_BY_FORMAT[format_]
+        if not named <= reads:
+            unread = sorted(named - reads)[0]
+            raise Bad(f"`{unread}` is mapped, and rows of format {format_} read {', '.join(sorted(reads)) or 'no mapping'}")
+        self.convert = formats.converter(format_, form, columns.system)
+        self.format, self.form = format_, form
 
 
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+def _only(value: dict, named: set[str]) -> dict:
+    """A record without the fields of formats that the mapping does not mean."""
+    if named & {"completion", "label", "chosen", "rejected"}:
+        meant = set().union(*(r for r in READ_BY_FORMAT.values() if named <= r))
+        other = set().union(*READ_BY_FORMAT.values()) - meant
+        return type(value)({k: v for k, v in value.items() if k not in other})
+    return value
 
 
-def _excerpt(text: str) -> tuple[str]:
-    """The line for display, when it is short enough to be of use."""
-    return (text.rstrip("\r\n"),) if len(text) <= 120 else ("",)
+def _cells_mend(cells: Cells, name: str) -> str:
+    return f"the columns are {', '.join(cells)}; map them: `data: {{path: {Path(name).name}, user: COLUMN, assistant: COLUMN}}`"
 
 
-def _csv(path: Path, name: str, columns: Columns | None, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
-    raw = path.read_bytes()
+def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> str | None:
+    """The format of a dataset by the head of its first file, for `plan`; None when it cannot be told."""
+    split = columns.split if columns else None
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = raw.count(b"\n", 0, e.start) + 1
-        problems.append(Problem(f"not UTF-8: {e.reason}", name, line, e.start - raw.rfind(b"\n", 0, e.start)))
-        return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            if not cells:
-                pass
-            elif header is None:
-                header = cells
-                if len(set(header)) < len(header):
-                    raise DataError([Problem("two columns have the same name", name, 1, 1, *_excerpt(",".join(header)))])
-                _check_columns(name, header, columns)
-            elif len(cells) != len(header):
-                problems.append(Problem(f"{len(cells)} cells, the header has {len(header)}", name, start, 1))
-            else:
-                yield start, dict(zip(header, cells, strict=True))
-            start = reader.line_num + 1
-    except csv.Error as e:
-        problems.append(Problem(f"not CSV: {e}", name, start, 1))
-
-
-def _check_columns(name: str, header: list[str], columns: Columns | None) -> None:
-    have = f"the columns are {', '.join(header)}"
-    if columns is None:
-        if not ({"prompt", "completion"} <= set(header) or "text" in header):
-            mend = f"{have}; map them: `data: {{path: {Path(name).name}, user: COLUMN, assistant: COLUMN}}`"
-            raise DataError([Problem("this CSV needs a column mapping", name, 1, 1, mend=mend)])
-        return
-    missing = [c for c in (columns.user, columns.assistant, columns.text) if c is not None and c not in header]
-    if missing:
-        raise DataError([Problem(f"no column `{c}`", name, 1, 1, mend=have) for c in missing])
-
-
-def _convert(records: Iterator, name: str, columns: Columns | None, problems: list[Problem]) -> tuple[list[Row], Form]:
-    if columns is not None and (columns.text is None) == (columns.user is None and columns.assistant is None):
-        raise DataError([Problem("a column mapping names `user` and `assistant`, or `text` alone", name, mend="see `slmkit train --help`")])
-    rows: list[Row] = []
-    form: Form | None = None
-    for line, record in records:
-        fault, row = None, None
-        if not isinstance(record, dict):
-            fault = f"a row is an object, this is {_kind(record)}"
-        else:
-            if columns is not None:
-                record, fault = _mapped(record, columns)
-            if fault is None:
-                form = form or _form(record)
-                fault, row = (_NO_FORM.format(", ".join(map(str, record)) or "nothing"), None) if form is None else _row(form, record, line)
-        if fault:
-            problems.append(Problem(fault, name, line))
-        else:
-            rows.append(row)
-    return rows, form or "text"
-
-
-_NO_FORM = "no `messages`, no `prompt` and `completion`, no `text` (found: {}); a column mapping can name the fields"
-
-
-def _mapped(record: dict, columns: Columns) -> tuple[dict, str | None]:
-    wanted = [c for c in (columns.user, columns.assistant, columns.text) if c is not None]
-    for column in wanted:
-        if column not in record:
-            return {}, f"no field `{column}` (found: {', '.join(map(str, record))})"
-        if not isinstance(record[column], str):
-            return {}, f"`{column}` should be a string, this is {_kind(record[column])}"
-    if columns.text is not None:
-        return {"text": record[columns.text]}, None
-    if columns.user is None or columns.assistant is None:
-        return {}, "the mapping needs both `user` and `assistant`"
-    system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
-    user = {"role": "user", "content": record[columns.user]}
-    return {"messages": [*system, user, {"role": "assistant", "content": record[columns.assistant]}]}, None
-
-
-def _form(record: dict) -> Form | None:
-    if "messages" in record:
-        return "messages"
-    if "prompt" in record and "completion" in record:
-        return "completion"
-    return "text" if "text" in record else None
-
-
-def _row(form: Form, record: dict, line: int) -> tuple[str | None, Row | None]:
-    if form == "messages":
-        if "messages" not in record:
-            return "no `messages`, which the rows before it have", None
-        fault = _messages(record["messages"])
-        return fault, None if fault else Row(line, messages=tuple(dict(m) for m in record["messages"]))
-    keys = ("prompt", "completion") if form == "completion" else ("text",)
-    for key in keys:
-        if key not in record:
-            return f"no `{key}`, which the rows before it have", None
-        if not isinstance(record[key], str):
-            return f"`{key}` should be a string, this is {_kind(record[key])}", None
-    if not record[keys[-1]].strip():
-        return f"`{keys[-1]}` is empty", None
-    return None, Row(line, **{key: record[key] for key in keys})
-
-
-def _messages(messages: Any) -> str | None:
-    """What is wrong with a `messages` value, or None."""
-    if not isinstance(messages, list) or not messages:
-        return f"`messages` should be a list of messages, this is {_kind(messages)}"
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        if not isinstance(message, dict):
-            return f"{where} should be an object, this is {_kind(message)}"
-        for key in ("role", "content"):
-            if key not in message:
-                return f"{where} has no `{key}` (found: {', '.join(map(str, message)) or 'nothing'})"
-            if not isinstance(message[key], str):
-                return f"{where}.{key} should be a string, this is {_kind(message[key])}"
-        if message["role"] not in ROLES:
-            return f"{where}.role is `{message['role']}`; roles are {', '.join(ROLES)}"
-        if unread := [k for k in message if k not in ("role", "content") and message[k] is not None]:
-            return f"{where} has `{unread[0]}`, which nothing here reads: it would be lost"
-        if message["role"] == "assistant" and not message["content"].strip():
-            return f"{where}.content is empty: there is no answer to learn"
-    if not any(m["role"] == "assistant" for m in messages):
-        return "no assistant message: there is no answer to learn"
-    return None
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
-    if value in ([], {}, ""):
-        return "empty"
-    return names.get(type(value), "null")
+        found = files.of(path, matched, split, str(path))
+        source = _Source(found[:1], columns)
+        next(source.rows(Tally(skip=True)), None)
+    except (DataError, OSError, ValueError):
+        return None
+    natural = {"completion": "completion", "text": "text", "preference": "preference", "label": "label"}.get(source.format, "messages")
+    if source.convert is None:
+        return None
+    return source.format if source.form == natural or source.format == "completion" else f"{source.format} {source.form}"

@@ -32,21 +32,23 @@ def _said_by_its_card(given: Given) -> str | None:
     return yaml.safe_load(parts[1]).get("base_model") if len(parts) == 3 else None
 
 
-def _datasets(given: Given | None) -> dict:
-    return {"datasets": [given.hub[0]]} if given is not None and given.hub else {}
+def _datasets(*given: Given | None) -> dict:
+    named = [g.hub[0] for g in given if g is not None and g.hub]
+    return {"datasets": list(dict.fromkeys(named))} if named else {}
 
 
-def trained(base: Given, data: Given, config, values: dict, adapter: bool) -> Card:
+def trained(base: Given, data: tuple[Given, ...], config, values: dict, adapter: bool) -> Card:
     metadata = PIPELINE | {"tags": ["slmkit", config.objective, *(["lora"] if adapter else [])]}
-    metadata |= base_metadata(base, "adapter" if adapter else "finetune") | _datasets(data)
+    metadata |= base_metadata(base, "adapter" if adapter else "finetune") | _datasets(*data)
     if adapter:
         metadata["library_name"] = "peft"
     kind = {"full": "All weights", "lora": "LoRA adapters", "qlora": "QLoRA adapters (NF4 base, double quantization)"}[config.method]
     size = f" ({values['trained_tokens']} trained tokens a pass)" if "trained_tokens" in values else ""
     how = "" if config.objective == "sft" else f" by {config.objective.upper()}"
+    sources = ", ".join(map(origin, data))
     lines = [
-        f"# {base.name} fine-tuned on {data.name}\n",
-        f"{kind} trained{how} on {values['rows']} rows{size} of {origin(data)}, from {origin(base)}.\n",
+        f"# {base.name} fine-tuned on {', '.join(d.name for d in data)}\n",
+        f"{kind} trained{how} on {values['rows']} rows{size} of {sources}, from {origin(base)}.\n",
         f"| steps | first loss | train loss |{' validation loss |' if 'validation_loss' in values else ''}",
         f"|---|---|---|{'---|' if 'validation_loss' in values else ''}",
         f"| {values['steps']} | {values['first_loss']:.4f} | {values['train_loss']:.4f} |"

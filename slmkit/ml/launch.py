@@ -157,7 +157,7 @@ def _packed(given: Any) -> Any:
         return None
     columns = given.columns.model_dump() if given.columns else None
     plain = {f: getattr(given, f) for f in ("role", "name", "type", "uri", "digest", "revision", "manifest")}
-    return plain | {"path": str(given.path) if given.path else None, "columns": columns, "base": _packed(given.base)}
+    return plain | {"path": str(given.path) if given.path else None, "columns": columns, "base": _packed(given.base), "files": given.files and [str(f) for f in given.files]}
 
 
 def _unpacked(body: Any) -> Any:
@@ -166,7 +166,8 @@ def _unpacked(body: Any) -> Any:
     if body is None:
         return None
     path, columns = body["path"], body["columns"]
-    return Given(**body | {"path": Path(path) if path else None, "columns": Columns(**columns) if columns else None, "base": _unpacked(body["base"])})
+    there = {"path": Path(path) if path else None, "files": body["files"] and tuple(map(Path, body["files"])), "base": _unpacked(body["base"])}
+    return Given(**body | there | {"columns": Columns(**columns) if columns else None})
 
 
 # -- in the workers --

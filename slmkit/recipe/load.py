@@ -20,6 +20,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.sources import Source, type_of
 from slmkit.sources import parse as parse_source
 from slmkit.steps import _registry
+from slmkit.steps._step import Columns
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
@@ -213,7 +214,7 @@ class _Loader:
             elif "model" in takes.types and isinstance(self.doc.data.get("base"), str):
                 value = self.doc.data["base"]
                 self.used.add("base")
-                self.labels[(*where, role, 0) if takes.many else (*where, role)] = "base"
+                self.labels[(*where, role, 0) if takes.many and not takes.lone else (*where, role)] = "base"
             elif None in done.values():
                 value = "-"  # an earlier step is broken and might have given it: its own problem is enough
                 self.unfilled.add((*where, role))
@@ -221,7 +222,7 @@ class _Loader:
                 self.fault(where, f"`{role}` is missing, and no earlier step gives a {' or '.join(takes.types)}", key=True)
                 value = "-"
                 self.unfilled.add((*where, role))
-            body[role] = [value] if takes.many else value
+            body[role] = [value] if takes.many and not takes.lone else value
             filled.add(role)
         return filled
 
@@ -242,8 +243,7 @@ class _Loader:
             place = (*where, role) if index is None else (*where, role, index)
             columns = None
             if isinstance(item, dict):
-                columns = {k: v for k, v in item.items() if k != "path" and v is not None}
-                item = item.get("path")
+                columns, item = _columns(item), item.get("path")
             if isinstance(item, str):
                 yield from self._input(takes, role, item, place, step, done, columns, filled)
 
@@ -255,6 +255,10 @@ class _Loader:
                 yield InputSpec(role, match[1], match[1], None, columns, mark, filled)
             return
         source = self._source(takes, text, place)
+        if source and source.split:
+            if columns and columns.get("split"):
+                self.fault(place, f"{text} names a split, and `split` does too", "keep one")
+            columns = (columns or {}) | {"split": source.split}
         if source:
             yield InputSpec(role, self.labels.get(place), None, source, columns, mark, filled)
 
@@ -285,7 +289,16 @@ class _Loader:
         except (OSError, RuntimeError, ValueError) as e:
             self.fault(place, f"this cannot be a path: {e}")
             return None
+        if (source.scheme == "url" or source.files is not None or source.split) and "dataset" not in takes.types:
+            what = {"url": "a URL", "path": "a glob", "hf": "a split"}[source.scheme]
+            self.fault(place, f"{text}: {what} can only be data, and a {' or '.join(takes.types)} is wanted here")
+            return None
         if source.scheme != "path":
+            return source
+        if source.files is not None:
+            if not source.files:
+                self.fault(place, f"no file matches {text}", "paths are relative to the recipe; `**` goes down into folders")
+                return None
             return source
         if not text or not _exists(source.path):
             beside = source.path.parent
@@ -310,6 +323,14 @@ def _witnesses(spec: StepSpec, steps: dict[str, StepSpec]) -> Iterable[InputSpec
                 if path and path not in seen and not one.witness and set(other.kind.takes[one.role].types) & set(takes.types):
                     seen.add(path)
                     yield replace(one, role=role, filled=True, witness=True)
+
+
+def _columns(item: dict) -> dict:
+    """What is said of data beside its path, without what says nothing; as it was written where it is not valid (which is told elsewhere)."""
+    try:
+        return Columns.model_validate({**item, "path": ""}).model_dump(exclude_defaults=True, exclude={"path"})
+    except ValidationError:
+        return {k: v for k, v in item.items() if k != "path" and v is not None}
 
 
 def _exists(path: Path) -> bool:

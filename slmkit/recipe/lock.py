@@ -22,18 +22,21 @@ class Lock:
         self.known: dict[str, str] = {} if refresh else _read(path)
         self.found: dict[str, str] = {}
 
-    def commit(self, source: Source, mark: Mark) -> str:
-        """The commit of a hub source. Raises RecipeError (not locked, no such repository) or CannotRun (no network)."""
+    def commit(self, source: Source, mark: Mark, repo_type: str = "model") -> str:
+        """The commit of a hub source; a dataset's is kept as hf:datasets/ID@REVISION.
+
+        Raises RecipeError (not locked, no such repository) or CannotRun (no network).
+        """
         if COMMIT.match(source.revision):
             return source.revision
-        name = f"hf:{source.repo}@{source.revision}"
+        name = f"hf:{'datasets/' if repo_type == 'dataset' else ''}{source.repo}@{source.revision}"
         if name in self.known:
             return self.known[name]
         if self.frozen:
             what = f"{name} is not in {self.path.name}, and --locked (the default under CI) resolves nothing anew"
             raise RecipeError([mark.problem(what, "run `slmkit lock RECIPE` and commit the lock file")])
         try:
-            self.known[name] = self.found[name] = resolve_hub(source.repo, source.revision)
+            self.known[name] = self.found[name] = resolve_hub(source.repo, source.revision, repo_type)
         except UsageError as e:
             raise RecipeError([mark.problem(e.what, e.mend)]) from None
         return self.known[name]

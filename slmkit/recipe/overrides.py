@@ -66,7 +66,7 @@ def apply_from(doc: Document, step: str, pairs: list[tuple[str, str]], takes: di
         if len(given[many]) > 1 and not takes[many].many:
             raise RecipeError([Problem(f"`{role}` takes one reference, {len(given[many])} were given", "--from", 1, 1, f"{role}={reference}")])
     for role, references in given.items():
-        if takes[role].many:
+        if takes[role].many and role.endswith("s"):
             body.pop(role.removesuffix("s"), None)
         text = ", ".join(f"{role}={r}" for r in references)
         mark = Mark("--from", 1, 1, len(text), text)
@@ -76,9 +76,10 @@ def apply_from(doc: Document, step: str, pairs: list[tuple[str, str]], takes: di
                 del marks[old]
         mapping = _value(doc, body.get(role))
         if isinstance(mapping, dict):  # data with a column mapping keeps the mapping
-            body[role] = {**mapping, "path": references[0]}
+            mapped = [{**mapping, "path": r} for r in references]
+            body[role] = mapped if len(mapped) > 1 else mapped[0]
         else:
-            body[role] = references if takes[role].many else references[0]
+            body[role] = references if takes[role].many and not (takes[role].lone and len(references) == 1) else references[0]
         doc.keys[place] = doc.values[place] = mark
 
 

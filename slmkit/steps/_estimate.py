@@ -47,6 +47,12 @@ def weights(folder: Path) -> Size:
     return Size(parameters, total, sides, folder) if total else Size()
 
 
+def together(sizes: tuple[Size, ...]) -> Size:
+    """Bytes of several sources; unknown if one is."""
+    known = [s.bytes for s in sizes if s.bytes is not None]
+    return Size(bytes=sum(known), path=sizes[0].path if len(sizes) == 1 else None) if len(known) == len(sizes) else Size()
+
+
 def rows(data: Size) -> tuple[int, int, int] | None:
     """(rows, mean tokens, longest tokens) of a text file with a row a line, from its first megabyte; None for anything else."""
     if data.path is None or data.path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") or not data.bytes:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TYPES = ("model", "adapter", "dataset", "task", "scores", "code")
 """Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
@@ -45,11 +45,28 @@ class Part(_Frozen):
     """A nested block of a Config, such as `lora:`."""
 
 
+_TALK = {"messages", "tools", "system"}
+_PAIR = {"chosen", "rejected", "label"}
+READ_BY_FORMAT = {
+    "messages": _TALK | _PAIR, "sharegpt": _TALK | _PAIR, "alpaca": {"system"} | _PAIR, "glaive": set(), "text": {"text"},
+    "completion": {"prompt", "completion", "tools"}, "columns": {"user", "assistant", "system", "tools"},
+    "preference": _TALK | {"prompt", "chosen", "rejected"}, "label": _TALK | {"prompt", "completion", "label"},
+}  # fmt: skip
+"""Which keys of a mapping each format of rows reads. `columns` is what `user` and `assistant` make."""
+FORMATS = tuple(f for f in READ_BY_FORMAT if f != "columns")
+
+
 class Columns(Part):
-    """Data with a column mapping: `{path: train.csv, user: text, assistant: category}`."""
+    """Data with more said of it: `{path: train.csv, user: text, assistant: category}`. Keys that name a column say which one plays that part."""
 
     path: str
-    """File or reference, as it would be written alone."""
+    """File, glob, folder or reference, as it would be written alone."""
+    format: Literal["messages", "sharegpt", "alpaca", "glaive", "text", "completion", "preference", "label"] | None = None
+    """How the rows are written; told by the first row if left out."""
+    split: str | None = None
+    """Which part of a folder or hub dataset: `train`, or `CONFIG/train`. hf:ID:SPLIT says the same."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How many of the rows a pass holds: 0.5 is half of them (drawn by seed, none twice), 2 is each twice."""
     system: str | None = None
     """Fixed system message put before every row."""
     user: str | None = None
@@ -58,6 +75,48 @@ class Columns(Part):
     """Column that holds the answer to learn."""
     text: str | None = None
     """Column of plain text, instead of user and assistant."""
+    prompt: str | None = None
+    """Column of the prompt."""
+    completion: str | None = None
+    """Column of the completion."""
+    messages: str | None = None
+    """Column of the conversation."""
+    tools: str | None = None
+    """Column of the functions on offer."""
+    chosen: str | None = None
+    """Column of the better answer."""
+    rejected: str | None = None
+    """Column of the worse answer."""
+    label: str | None = None
+    """Column that says whether the answer is good."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """part → column, for the keys that name one."""
+        parts = ("user", "assistant", "text", "prompt", "completion", "messages", "tools", "chosen", "rejected", "label")
+        return {k: v for k in parts if (v := getattr(self, k)) is not None}
+
+    @property
+    def rows_format(self) -> str | None:
+        """The format that is named, or that the named columns leave no choice but."""
+        if self.format:
+            return self.format
+        if self.user or self.assistant:
+            return "columns"
+        return "text" if self.text else None
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Columns:
+        if (self.user is None) != (self.assistant is None):
+            raise ValueError("a column mapping names both `user` and `assistant`, or `text` alone")
+        said = set(self.named) | ({"system"} if self.system is not None else set())
+        known = [READ_BY_FORMAT[self.rows_format]] if self.rows_format else [r for f, r in READ_BY_FORMAT.items() if f != "columns"]
+        if not any(said <= reads for reads in known):
+            reads = f"format {self.rows_format} reads {', '.join(sorted(known[0])) or 'no mapping'}"
+            why = reads if self.rows_format else "no format reads them together"
+            ways = "a column mapping names `user` and `assistant`, or `text` alone, or the fields of one format"
+            raise ValueError(f"{' and '.join(f'`{k}`' for k in sorted(said))}: {why}; {ways}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -77,7 +136,8 @@ class Takes:
     `files` maps the named path to all the files whose content is its identity (an lm-eval YAML names data files, say);
     it may raise SlmkitError. `named` says that results are keyed by the input's label, which makes the label part of the identity.
     `bare` says whether a plain word (no path, no scheme) is a name with no file behind it,
-    such as a built-in task of lm-eval: such a name is its own identity.
+    such as a built-in task of lm-eval: such a name is its own identity. `lone` says of a `many` that one reference may stand
+    without a list, and is hashed as if there could be no list.
     `witness` is an input that no config field names and that changes nothing of what comes out: the recipe's other steps' inputs of
     these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed.
     """
@@ -89,10 +149,11 @@ class Takes:
     bare: Callable[[str], bool] | None = None
     named: bool = False
     witness: bool = False
+    lone: bool = False
 
-    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False):
+    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False):
         for key, value in {
-            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness
+            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness, "lone": lone
         }.items():
             object.__setattr__(self, key, value)
 
@@ -104,7 +165,7 @@ class Given:
     name: the label for people and result keys (`base`, `sft`, `int4`). uri: where it came from, without local folders for
     artifacts (`artifact:train-79ba67d04f54`, `hf:ID@commit`, `demo:student`, a path). digest: sha256 of the content.
     manifest: of an artifact, else None. base: of an adapter, the model it was trained on. columns: the mapping given with data.
-    path is None only for a bare name (see Takes.bare).
+    path is None only for a bare name (see Takes.bare). files: what a glob matched when it was planned.
     """
 
     role: str
@@ -117,6 +178,7 @@ class Given:
     manifest: dict | None = None
     base: Given | None = None
     columns: Columns | None = None
+    files: tuple[Path, ...] | None = None
 
     @property
     def hub(self) -> tuple[str, str] | None:

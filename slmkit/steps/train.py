@@ -1,6 +1,6 @@
 """Fine-tune a model on your data: full, LoRA, or QLoRA (4-bit base).
 
-Reads JSONL (`messages`, `prompt`/`completion`, or `text`) or CSV with a column mapping, renders it with the model's own
+Reads rows of any usual format (docs/data.md) from JSON, JSONL, CSV, Parquet or Arrow, renders them with the model's own
 chat template, trains on the assistant's tokens, and gives an adapter (a model with `method: full`). Broken rows stop it
 before any model is loaded. A killed run goes on from its last checkpoint and ends, on a CPU, in the same bytes.
 
@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slmkit.steps import _forecast, _tasks
-from slmkit.steps._fields import DataRef, Device, Ref, Seed
+from slmkit.steps import _estimate, _forecast, _tasks
+from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
 
 VERSION = 2
 TAKES = {
-    "model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True),
+    "model": Takes("model"), "data": Takes("dataset", many=True, lone=True), "validation": Takes("dataset", optional=True),
     "reward_code": Takes("code", optional=True),
 }  # fmt: skip
 TAKES["tasks"] = Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files)  # is a question of theirs in the data?
@@ -75,10 +75,13 @@ class EarlyStopping(Part):
 class Config(StepConfig):
     model: Ref
     """The model to start from."""
-    data: DataRef
-    """Training rows: a reference, or `{path: train.csv, user: COLUMN, assistant: COLUMN}`."""
-    validation: DataRef | None = None
-    """Held-out rows. Their loss is measured as the training goes; it steers nothing unless `early_stopping` or `keep: best` is given."""
+    data: DataRefs
+    """Training rows: a reference, `{path: train.csv, user: COLUMN, assistant: COLUMN}`, or a list of these (a mixture, see `weight`)."""
+    validation: HeldOut | None = None
+    """Held-out rows: a reference, or a share of the data (0.1). Their loss is measured as the training goes; it steers nothing unless
+    `early_stopping` or `keep: best` is given."""
+    on_bad_row: Annotated[Literal["error", "skip"], Born("error")] = "error"
+    """What a broken row does: error stops before any model is loaded, with all of them counted; skip leaves them out, counted by reason."""
     validate_every: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps between measurements of the validation loss. None: four in a run."""
     early_stopping: EarlyStopping | None = None
@@ -237,16 +240,13 @@ class Execution(StepExecution):
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int | str]:
     """Steps, tokens, memory at the peak, disk, time; what cannot be known is left out."""
-    model, data = sizes["model"][0], sizes["data"][0]
-    return _forecast.training(config, execution, model, data)
+    return _forecast.training(config, execution, sizes["model"][0], _estimate.together(sizes["data"]))
 
 
 def run(ctx: Context, config: Config) -> Result:
     from slmkit.data import read, xray
 
-    data = read.read(ctx.inputs["data"])
-    given = ctx.inputs.get("validation")
-    validation = read.read(given) if given else None
+    data, validation = read.train_and_held_out(ctx.inputs["data"], ctx.inputs.get("validation"), config)
     xray.check_rows(ctx, data, validation)
     from slmkit.ml import training
 
@@ -259,8 +259,8 @@ def examine(inputs: dict, config: Config, execution: Execution) -> dict:
 
     from slmkit.data import read, xray
 
-    data, given = read.read(inputs["data"]), inputs.get("validation")
-    facts = xray.measure(data, read.read(given) if given else None, inputs.get("tasks") or ())
+    data, validation = read.train_and_held_out(inputs["data"], inputs.get("validation"), config)
+    facts = xray.measure(data, validation, inputs.get("tasks") or ())
     from slmkit.ml import look
 
     facts = look.examine(facts, inputs["model"], config, data)

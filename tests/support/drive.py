@@ -29,6 +29,8 @@ class Driver:
         out, state = self.root / "out", self.root / "state"
         out.mkdir(parents=True, exist_ok=True)
         state.mkdir(exist_ok=True)
+        many = {role for role, takes in module.TAKES.items() if takes.many}  # the engine gives those as tuples
+        inputs = {r: (i,) if r in many and not isinstance(i, tuple) else i for r, i in inputs.items()}
         context = Context(
             out=out,
             state=state,

@@ -1,8 +1,9 @@
 """A stand-in of the Hugging Face hub on loopback: real HTTP, real commits, so that tests need neither network nor patches.
 
 It speaks what the hub's own client asks for when it resolves and downloads models: `/api/models/ID[/revision/REV]`,
-`/api/models/ID/tree/REV` and `/ID/resolve/REV/FILE`, all files served plainly (no LFS, no Xet). Ids of blobs and commits
-are made as git makes them, from content, so the same commits in the same order have the same names in every run.
+`/api/models/ID/tree/REV` and `/ID/resolve/REV/FILE`, all files served plainly (no LFS, no Xet); datasets are the repositories
+whose name begins with `datasets/`. Ids of blobs and commits are made as git makes them, from content, so the same commits in
+the same order have the same names in every run.
 
     with Hub() as hub:
         first = hub.commit("me/tiny", {"config.json": "{}"})      # main moves to it
@@ -22,6 +23,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 API = "/api/models/"
+DATASETS = "datasets/"
 
 
 def git_id(kind: str, body: bytes) -> str:
@@ -129,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             headers = {"X-Error-Message": "Invalid username or password."}
             return self.answer(401, b'{"error": "Invalid username or password."}', headers)
+        if path.startswith(f"/api/{DATASETS}"):
+            path = API + path.removeprefix("/api/")
         try:
             if path.startswith(API) and "/tree/" in path:
                 self.tree(*path.removeprefix(API).split("/tree/", 1), query=url.query)
@@ -145,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, repo: str, revision: str) -> None:
         sha, files = self.hub.find(repo, revision or "main")
+        repo = repo.removeprefix(DATASETS)
         about = {"_id": sha[:24], "id": repo, "modelId": repo, "sha": sha, "private": False, "gated": False, "disabled": False}
         siblings = [{"rfilename": p} for p in sorted(files)]
         self.answer_json(about | {"tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
@@ -156,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         entries = [{"type": "file", "path": p, "size": len(b), "oid": git_id("blob", b)} for p, b in sorted(files.items())]
         end, headers = start + self.hub.page, {}
         if end < len(entries):
-            headers["Link"] = f'<{self.hub.url}{API}{repo}/tree/{sha}?recursive=true&cursor={end}>; rel="next"'
+            headers["Link"] = f'<{self.hub.url}{API if not repo.startswith(DATASETS) else "/api/"}{repo}/tree/{sha}?recursive=true&cursor={end}>; rel="next"'
         self.answer_json(entries[start:end], headers)
 
     def file(self, repo: str, rest: str) -> None:

@@ -65,6 +65,8 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         "rows": len(encoded.examples), "rows_left_out": len(encoded.too_long), "tokens": encoded.tokens,
         "trained_tokens": encoded.trained, "form": data.form,
     } | encoded.notes  # fmt: skip
+    if data.dropped:
+        values["rows_dropped"] = dict(data.dropped)
     if encoded.cut:
         values |= {f"cut_{key}": value for key, value in encoded.cut.items()}
         run.ctx.log("rows_cut", **encoded.cut)

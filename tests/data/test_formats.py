@@ -1,0 +1,227 @@
+"""Each way of writing rows becomes the same Row: what it says is kept, and what would be lost is refused."""
+
+import json
+
+import pytest
+
+from slmkit.data import read as reader
+from slmkit.errors import DataError
+from tests.support.drive import given, mapped
+
+SYSTEM = {"role": "system", "content": "s"}
+U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}
+RESULT = {"role": "tool", "content": "7"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}
+
+
+def turns(*pairs):
+    return [{"from": who, "value": said} for who, said in pairs]
+
+
+def rows(tmp_path, *records, **columns):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps(list(records)))
+    return reader.read(mapped(path, **columns) if columns else given(path, "dataset", "data"))
+
+
+def one(tmp_path, record, **columns):
+    data = rows(tmp_path, record, **columns)
+    (row,) = data
+    return data, row
+
+
+CONVERSATIONS = {  # name: (record, format, messages)
+    "openai": ({"messages": [SYSTEM, U, A]}, "messages", [SYSTEM, U, A]),
+    "developer": ({"messages": [{"role": "developer", "content": "d"}, U, A]}, "messages", [{"role": "developer", "content": "d"}, U, A]),
+    "content in parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "text", "text": "v"}]}, A]},
+        "messages", [{"role": "user", "content": "uv"}, A],
+    ),
+    "thinking": ({"messages": [U, A | {"thinking": "hm"}]}, "messages", [U, A | {"reasoning_content": "hm"}]),
+    "reasoning": ({"messages": [U, A | {"reasoning": "hm"}]}, "messages", [U, A | {"reasoning_content": "hm"}]),
+    "think tags": (
+        {"messages": [U, {"role": "assistant", "content": "<think>hm</think>a"}]}, "messages",
+        [U, {"role": "assistant", "content": "<think>hm</think>a"}],
+    ),
+    "null keys": ({"messages": [U | {"name": None, "tool_calls": None}, A | {"refusal": None, "annotations": []}]}, "messages", [U, A]),
+    "calls with text arguments": (
+        {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "7"}, A]},
+        "messages",
+        [U, {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+         RESULT | {"tool_call_id": "c1"}, A],
+    ),
+    "the older function_call": (
+        {"messages": [U, {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                      {"role": "function", "name": "f", "content": "7"}, A]},
+        "messages", [U, CALL, RESULT | {"name": "f"}, A],
+    ),
+    "a call without a result": ({"messages": [U, CALL]}, "messages", [U, CALL]),
+    "calls as text": (
+        {"messages": [U, {"role": "assistant", "content": '<tool_call>{"name": "f"}</tool_call>'}, RESULT, A]}, "messages",
+        [U, {"role": "assistant", "content": '<tool_call>{"name": "f"}</tool_call>'}, RESULT, A],
+    ),
+    "messages as JSON text": ({"messages": json.dumps([U, A])}, "messages", [U, A]),
+    "alpaca": ({"instruction": "u", "input": "", "output": "a"}, "alpaca", [U, A]),
+    "alpaca with all": (
+        {"instruction": "u", "input": "i", "output": "a", "system": "s", "history": [["p", "q"]]}, "alpaca",
+        [SYSTEM, {"role": "user", "content": "p"}, {"role": "assistant", "content": "q"}, {"role": "user", "content": "u\ni"}, A],
+    ),
+    "sharegpt": ({"conversations": turns(("human", "u"), ("gpt", "a"))}, "sharegpt", [U, A]),
+    "sharegpt with a system column": ({"system": "s", "conversations": turns(("user", "u"), ("assistant", "a"))}, "sharegpt", [SYSTEM, U, A]),
+    "sharegpt with calls": (
+        {"conversations": turns(("human", "u"), ("function_call", '{"name": "f", "arguments": {"x": 1}}'), ("observation", "7"), ("gpt", "a"))},
+        "sharegpt", [U, CALL, RESULT, A],
+    ),
+    "a call joins the words before it": (
+        {"conversations": turns(("human", "u"), ("gpt", "wait"), ("function_call", '[{"name": "f", "arguments": "{\\"x\\": 1}"}]'),
+                                ("function_response", "7"), ("gpt", "a"))},
+        "sharegpt", [U, CALL | {"content": "wait"}, RESULT, A],
+    ),
+    "openai's keys under conversations": ({"conversations": [U, A]}, "messages", [U, A]),
+    "prompt and completion in messages": ({"prompt": [SYSTEM, U], "completion": [A]}, "completion", [SYSTEM, U, A]),
+    "glaive v2": (
+        {"system": "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
+                   + json.dumps(TOOL["function"], indent=4) + "\n",
+         "chat": "USER: u\n\n\nASSISTANT: <functioncall> {\"name\": \"f\", \"arguments\": '{\"x\": 1}'} <|endoftext|>\n\n\n"
+                 "FUNCTION RESPONSE: 7\n\n\nASSISTANT: a <|endoftext|>\n\n\n"},
+        "glaive", [{"role": "system", "content": "You are a helpful assistant."}, U, CALL, RESULT, A],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_conversation(tmp_path, name):
+    record, format_, messages = CONVERSATIONS[name]
+    data, row = one(tmp_path, record)
+    assert (data.format, data.form) == (format_, "messages") and list(row.messages) == messages
+    assert row.line == 1 and row.file.endswith("d.json")
+
+
+@pytest.mark.parametrize("who", ["gpt", "assistant", "chatgpt", "bing", "bard", "model", "GPT"])
+def test_every_name_of_the_assistant(tmp_path, who):
+    assert list(one(tmp_path, {"conversations": turns(("human", "u"), (who, "a"))})[1].messages) == [U, A]
+
+
+@pytest.mark.parametrize(
+    "tools", [[TOOL], json.dumps([TOOL]), [TOOL["function"]], json.dumps([TOOL["function"]]), [json.dumps(TOOL)], json.dumps(TOOL)]
+)
+def test_tools_in_every_way(tmp_path, tools):
+    assert one(tmp_path, {"messages": [U, A], "tools": tools})[1].tools == (TOOL,)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "", "[]"])
+def test_no_tools(tmp_path, nothing):
+    assert one(tmp_path, {"messages": [U, A], "tools": nothing})[1].tools == ()
+
+
+B = {"role": "assistant", "content": "b"}
+PAIRS = {
+    "strings": ({"prompt": "u", "chosen": "a", "rejected": "b"}, "preference", [U]),
+    "messages": ({"prompt": [SYSTEM, U], "chosen": [A], "rejected": [B]}, "preference", [SYSTEM, U]),
+    "one message each": ({"messages": [U], "chosen": A, "rejected": B}, "preference", [U]),
+    "the prompt repeated": ({"prompt": "u", "chosen": [U, A], "rejected": [U, B]}, "preference", [U]),
+    "implicit": ({"chosen": [SYSTEM, U, A], "rejected": [SYSTEM, U, B]}, "preference", [SYSTEM, U]),
+    "hh-rlhf": ({"chosen": "\n\nHuman: u\n\nAssistant: a", "rejected": "\n\nHuman: u\n\nAssistant: b"}, "preference", [U]),
+    "a system column": ({"system": "s", "prompt": "u", "chosen": "a", "rejected": "b"}, "preference", [SYSTEM, U]),
+    "sharegpt": (
+        {"conversations": turns(("human", "u")), "chosen": turns(("gpt", "a"))[0], "rejected": turns(("gpt", "b"))[0]}, "sharegpt", [U],
+    ),
+    "alpaca": ({"instruction": "u", "input": "", "chosen": "a", "rejected": "b"}, "alpaca", [U]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_preference_pair(tmp_path, name):
+    record, format_, prompt = PAIRS[name]
+    data, row = one(tmp_path, record)
+    assert (data.format, data.form) == (format_, "preference")
+    assert (list(row.messages), row.chosen, row.rejected) == (prompt, (A,), (B,))
+
+
+LABELS = {
+    "strings": ({"prompt": "u", "completion": "a", "label": True}, "label", [U]),
+    "lists": ({"prompt": [U], "completion": [A], "label": True}, "label", [U]),
+    "messages": ({"messages": [SYSTEM, U, A], "label": True}, "label", [SYSTEM, U]),
+    "sharegpt": ({"conversations": turns(("human", "u"), ("gpt", "a")), "kto_tag": True}, "sharegpt", [U]),
+    "alpaca": ({"instruction": "u", "output": "a", "kto_tag": True}, "alpaca", [U]),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_labelled_answer(tmp_path, name):
+    record, format_, prompt = LABELS[name]
+    data, row = one(tmp_path, record)
+    assert (data.format, data.form) == (format_, "label")
+    assert (list(row.messages), row.chosen, row.label) == (prompt, (A,), True)
+
+
+def test_strings_stay_strings_even_when_they_look_like_json(tmp_path):
+    data, row = one(tmp_path, {"prompt": '[{"role": "user"}]', "completion": '{"role": "x"}'})
+    assert data.form == "completion" and row.completion == '{"role": "x"}'
+    assert one(tmp_path, {"instruction": "[1]", "output": '[{"role": "a", "content": "b"}]'})[1].messages[1]["content"].startswith("[{")
+    assert one(tmp_path, {"prompt": "{", "chosen": "[", "rejected": "]"})[1].messages == ({"role": "user", "content": "{"},)
+
+
+FAULTS = {
+    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A]}, "content[0] is image_url"),
+    "arguments cut": (
+        {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        "tool_calls[0].arguments` holds text that is no JSON",
+    ),
+    "arguments a list": ({"messages": [U, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]}, "an object or"),
+    "a call without a name": ({"messages": [U, {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "has no function name"),
+    "a result without a call": ({"messages": [U, RESULT, A]}, "messages[1] is a tool's answer, and no tool call comes before it"),
+    "a result first": ({"messages": [RESULT, A]}, "messages[0] is a tool's answer"),
+    "a result of another call": (
+        {"messages": [U, CALL | {"tool_calls": [{"id": "c", **CALL["tool_calls"][0]}]}, RESULT | {"tool_call_id": "d"}, A]},
+        "tool_call_id is `d`; the calls before it are c",
+    ),
+    "two ways of thinking": ({"messages": [U, A | {"reasoning": "x", "thinking": "y"}]}, "`reasoning` and `thinking`, which differ"),
+    "null content": ({"messages": [U, {"role": "assistant", "content": None}]}, "content should be a string, this is null"),
+    "empty content": ({"messages": [U, {"role": "assistant", "content": " "}]}, "content is empty"),
+    "a turn not to be learned": ({"messages": [U, A | {"weight": 0}]}, "messages[1].weight is 0"),
+    "tools no JSON": ({"messages": [U, A], "tools": "[f"}, "`tools` holds text that is no JSON"),
+    "tools without names": ({"messages": [U, A], "tools": [{"type": "function"}]}, "tools[0] has no function name"),
+    "sharegpt's role": ({"conversations": turns(("human", "u"), ("alien", "a"))}, "conversations[1].from is `alien`"),
+    "sharegpt's value": ({"conversations": [{"from": "human"}]}, "conversations[0] has no `value`"),
+    "a call that is no JSON": ({"conversations": turns(("human", "u"), ("function_call", "f(1)"))}, "conversations[1].value is a function call, and"),
+    "two systems": ({"system": "s", "conversations": turns(("system", "t"), ("human", "u"), ("gpt", "a"))}, "two system messages"),
+    "alpaca's answer empty": ({"instruction": "u", "output": ""}, "`output` is empty"),
+    "alpaca's history": ({"instruction": "u", "output": "a", "history": [["p"]]}, "history[0] should be a pair"),
+    "pair: the same": ({"prompt": "u", "chosen": "a", "rejected": "a"}, "are the same"),
+    "pair: no prompt": ({"chosen": "a", "rejected": "b"}, "what is the prompt?"),
+    "pair: nothing shared": ({"chosen": [U, A], "rejected": [A | {"content": "z"}]}, "do not begin alike"),
+    "pair: parts at a user": ({"chosen": [U, A, U], "rejected": [U, A, {"role": "user", "content": "v"}]}, "should part from the other with an assist"),
+    "pair: ends early": ({"chosen": [U, A], "rejected": [U]}, "it goes on nowhere"),
+    "pair: prompt answered": ({"prompt": [U, A], "chosen": "a", "rejected": "b"}, "the prompt ends with an assistant message"),
+    "label: a number": ({"prompt": "u", "completion": "a", "kto_tag": 1}, "`label` should be true or false, this is a number"),
+    "label: unanswered": ({"messages": [U], "label": False}, "there is no answer to judge"),
+    "wrapped": ({"data": [{"text": "a"}]}, "do the rows lie under `data`?"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_said(tmp_path, name):
+    record, said = FAULTS[name]
+    with pytest.raises(DataError) as e:
+        rows(tmp_path, record)
+    (problem,) = e.value.problems
+    assert said in problem.what and problem.line == 1 and problem.file.endswith("d.json")
+
+
+def test_a_row_of_another_format_is_broken(tmp_path):
+    with pytest.raises(DataError) as e:
+        rows(tmp_path, {"instruction": "u", "output": "a"}, {"conversations": turns(("human", "u"), ("gpt", "a"))}, {"instruction": "v", "output": "b"})
+    assert [p.what for p in e.value.problems] == ["row 2: no `output`, which rows of format alpaca have (found: conversations)"]
+    assert "1 broken row, 2 good" in e.value.render()
+
+
+def test_a_format_can_be_named(tmp_path):
+    both = {"messages": [U, A], "instruction": "i", "output": "o"}
+    assert one(tmp_path, both)[0].format == "messages"
+    assert one(tmp_path, both, format="alpaca")[1].messages[0]["content"] == "i"
+    with pytest.raises(DataError, match="no `conversations`, which rows of format sharegpt have"):
+        rows(tmp_path, {"text": "a"}, format="sharegpt")
