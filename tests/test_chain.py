@@ -102,7 +102,7 @@ with torch.no_grad():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout) < 0.25  # both in bf16
+    assert float(done.stdout) <= 0.25  # both in bf16, whose step is 0.25 for logits of 32 to 64
 
 
 def test_gptq_folder_loads_in_transformers(chain) -> None:

@@ -11,14 +11,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 180  # an import of torch and bitsandbytes on a loaded machine takes tens
+SECONDS = 600  # an import of torch and bitsandbytes on a loaded machine takes tens
 
 
 def start(name: str) -> subprocess.Popen:
     """Begin the function of this name in a process of its own, from the same Python and the same slmkit."""
+    return _start(["-c", f"from slmkit.cli import _probes; _probes.{name}()"])
+
+
+def start_module(name: str, *words: str) -> subprocess.Popen:
+    """Begin a module of slmkit in a process of its own."""
+    return _start(["-m", name, *words])
+
+
+def _start(words: list[str]) -> subprocess.Popen:
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-c", f"from slmkit.cli import _probes; _probes.{name}()"],
+        [sys.executable, *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -27,7 +36,7 @@ def start(name: str) -> subprocess.Popen:
     )
 
 
-def finish(probe: subprocess.Popen) -> dict:
+def finish(probe: subprocess.Popen) -> dict | list:
     """The JSON of the probe's last line (libraries may print above it), or {"error": why there is none}."""
     try:
         out, err = probe.communicate(timeout=SECONDS)

@@ -38,9 +38,9 @@ class Row:
         return self.level != "fail"
 
 
-def run(store: Path, online: bool, as_json: bool) -> int:
+def run(store: Path, online: bool, as_json: bool, deep: bool = False) -> int:
     """Print the report to stdout, a line or a JSON object; 0, or 4 when the core chain cannot run here."""
-    rows = check(store, online)
+    rows = check(store, online) + (_invariances() if deep else [])
     code = 0 if all(r.ok for r in rows) else CannotRun.code
     if as_json:
         print(json.dumps({"ok": code == 0, "exit": code, "rows": [{"ok": r.ok} | asdict(r) for r in rows]}, indent=2))
@@ -185,6 +185,18 @@ def _hub() -> Row:
 
 
 # -- what has to be run to be believed --
+
+
+def _invariances() -> list[Row]:
+    """What must hold of training, tried on the embedded student."""
+    from slmkit import demo
+
+    found = _probes.finish(_probes.start_module("slmkit.ml.invariances", str(demo.path("student")), str(demo.path("train"))))
+    if isinstance(found, dict):
+        return [Row("training", "fail", found["error"], "`slmkit doctor` says what is missing")]
+    mend = "do not trust trainings on this machine before it is mended; the versions of constraints.txt are known to hold it"
+    said = [(f"{r['what']}: {r['apart']:.1e} apart, {r['bound']:.0e} allowed", r["ok"]) for r in found]
+    return [Row("training", "ok" if ok else "fail", text, None if ok else mend) for text, ok in said]
 
 
 def _torch_rows(found: dict) -> list[Row]:

@@ -81,17 +81,19 @@ def init(
 
 
 def doctor(
-    store: StoreOpt = STORE, json: JsonOpt = False, online: Annotated[bool, typer.Option("--online", help="Also try to reach the hub.")] = False
+    store: StoreOpt = STORE, json: JsonOpt = False, online: Annotated[bool, typer.Option("--online", help="Also try to reach the hub.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also train the embedded model a little: does what must hold, hold here?")] = False,
 ) -> None:
     """Say what this machine can do, a line each with the mend. Exit 4 when the core chain cannot run here.
 
     \b
       slmkit doctor
+      slmkit doctor --deep                     a minute more: packing, accumulation, seeds, resume, two processes
       slmkit doctor --json | jq '.rows[] | select(.ok | not)'
     """
     from slmkit.cli import doctor as checks
 
-    raise typer.Exit(checks.run(store, online, json))
+    raise typer.Exit(checks.run(store, online, json, deep))
 
 
 def quickstart(
