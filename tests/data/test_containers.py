@@ -126,6 +126,14 @@ def test_parquet_and_arrow_number_rows_and_have_no_lines(tmp_path):
     assert problem.what.startswith("row 301: no assistant message") and problem.line == 0
 
 
+def test_a_struct_of_all_rows_keys_is_one_rows_keys_again(tmp_path):
+    """Arrow gives every call all the arguments that any call has, null where it has none."""
+    calls = [[{"function": {"name": n, "arguments": a}}] for n, a in (("f", {"x": 1}), ("g", {"y": "z"}))]
+    talks = [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": c}]} for c in calls]
+    parquet.write_table(pa.Table.from_pylist(talks), tmp_path / "d.parquet")
+    assert [r.messages[1]["tool_calls"][0]["function"]["arguments"] for r in read(tmp_path / "d.parquet")] == [{"x": 1}, {"y": "z"}]
+
+
 def test_an_array_tells_the_row_and_the_line(tmp_path):
     _array(tmp_path / "d.json", [*ROWS[:3], {"messages": []}, ROWS[3]], indent=2)
     with pytest.raises(DataError) as e:

@@ -204,6 +204,9 @@ def test_a_missing_backend_and_an_unknown_scheme(cli: Cli) -> None:
     recipe(cli, "nope://x/a.jsonl")
     done = cli("plan", "r.yaml")
     assert done.returncode == 2 and "nope://" in done.stderr
+    recipe(cli, "https://me:hush@host/a.jsonl")
+    done = cli("plan", "r.yaml")
+    assert done.returncode == 2 and "a password in a URL" in done.stderr
     cli.write("r.yaml", "recipe: r\nbase: s3://bucket/model\nsteps:\n  merge: {model: $base}\n")
     done = cli("plan", "r.yaml")
     assert done.returncode == 2 and "a URL can only be data" in done.stderr
