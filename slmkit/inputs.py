@@ -90,7 +90,7 @@ def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: C
         label = label or found.name
         identity = {"type": found.type, "fingerprint": found.fingerprint} | _extra(spec, takes, label)
         return Planned(spec.role, label, found.type, f"artifact:{found.path.name}", identity, path=found.path,
-                       fingerprint=found.fingerprint, digest=found.digest, **common)
+                       fingerprint=found.fingerprint, digest=found.digest, format=_format(found.type, found.path, None, spec.columns), **common)
     if source.scheme == "hf":
         label, type_ = label or source.repo.rpartition("/")[2], takes.types[0]
         commit = lock.commit(source, spec.mark, "dataset" if type_ == "dataset" else "model")

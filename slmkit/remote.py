@@ -36,7 +36,8 @@ def fetched(source: Source) -> Source:
     try:
         from fsspec.core import url_to_fs
 
-        fs, place = url_to_fs(source.text)
+        proxied = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}  # HTTPS_PROXY and friends
+        fs, place = url_to_fs(source.text, **proxied)
         glob = any(c in place for c in "*?[") and scheme not in ("http", "https")
         places = sorted(fs.glob(place)) if glob else [place]
         if not places:
@@ -45,16 +46,23 @@ def fetched(source: Source) -> Source:
     except ImportError as e:
         package = PACKAGES.get(scheme, "the package that the message names")
         raise CannotRun(f"{scheme}:// needs a backend that is not installed: {_first(e)}", mend=f"pip install {package}") from None
-    except FileNotFoundError:
+    except FileNotFoundError as e:
+        cause = e.__cause__  # fsspec says "not found" of a server that is not there, too
+        if cause is not None and not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) not in (404, 410):
+            raise _unreachable(source, cause) from None
         raise UsageError(f"no such file: {_clean(source.text)}", mend="check the spelling, and that you may read it") from None
     except ValueError as e:
         mend = "known are s3://, gs://, https:// and what fsspec has a backend for"
         raise UsageError(f"`{scheme}://` cannot be read: {_first(e)}", mend=mend) from None
     except Exception as e:  # noqa: BLE001 - each backend has errors of its own, and none of them is ours
-        mend = "check the network and your credentials for it, or give a local copy"
-        raise CannotRun(f"cannot fetch {_clean(source.text)}: {_first(e)}", mend=mend) from None
+        raise _unreachable(source, e) from None
     files = tuple(copies) if glob else None
     return replace(source, text=_clean(source.text), path=copies[0].parent.parent / "glob" if glob else copies[0], files=files)
+
+
+def _unreachable(source: Source, e: BaseException) -> CannotRun:
+    mend = "check the network and your credentials for it, or give a local copy"
+    return CannotRun(f"cannot fetch {_clean(source.text)}: {_first(e)}", mend=mend)
 
 
 def _clean(url: str) -> str:
@@ -108,5 +116,5 @@ def _download(fs, place: str, name: str, note: Path, mark: str | None) -> Path:
     return copy
 
 
-def _first(e: Exception) -> str:
+def _first(e: BaseException) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

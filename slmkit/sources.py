@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from slmkit.artifact import digest as digests
 from slmkit.artifact.manifest import MANIFEST
@@ -59,6 +59,8 @@ def parse(text: str, folder: Path) -> Source:
         case "file":
             return _path(unquote(rest.removeprefix("//")), folder)
         case _ if rest.startswith("//"):
+            if ":" in urlsplit(text).netloc.rpartition("@")[0]:
+                raise UsageError("a password in a URL would be kept with every artifact", mend="let the backend find it (environment, config file)")
             return Source("url", text)
         case other:
             mend = "known are hf:, artifact:, demo:, URLs, and paths; write ./ before a path that holds a colon"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,10 +46,24 @@ def of(path: Path, matched: tuple[Path, ...] | None, split: str | None, name: st
         return saved
     if split is None and (alone := next((path / n for n in ALONE if (path / n).is_file()), None)):
         return [alone]
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    names = _below(path)
     readme = path / "README.md"
     card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None
     return [path / n for n in choose(names, split, card, name)]
+
+
+def _below(folder: Path) -> list[str]:
+    """Names of all files below a folder, through links too, each folder once: the files whose content is its identity."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [p.relative_to(folder).as_posix() for n in names if (p := Path(place, n)).is_file()]
+    return found
 
 
 def _saved(folder: Path, split: str | None, name: str) -> list[Path] | None:

@@ -20,6 +20,13 @@ from slmkit.data.tables import Cells
 
 TALKS = ("messages", "conversations", "conversation")
 NAMES = ("messages", "completion", "alpaca", "sharegpt", "preference", "label", "text", "glaive")
+FIELDS = {
+    "messages": {"messages", "conversations", "conversation"}, "sharegpt": {"messages", "conversations", "conversation", "kto_tag"},
+    "alpaca": {"instruction", "input", "output", "history", "kto_tag"}, "glaive": {"chat"}, "text": {"text"}, "completion": {"prompt", "completion"},
+    "preference": {"prompt", "chosen", "rejected", "messages"}, "label": {"prompt", "completion", "messages", "label", "kto_tag"},
+}  # fmt: skip
+"""By which fields each format is told."""
+ALL_FIELDS = set().union(*FIELDS.values())
 UNKNOWN = (
     "no known format (found: {}); known are `messages`, `prompt` + `completion`, `instruction` + `output`, `conversations`, "
     "`chosen` + `rejected`, `text`; a column mapping can name the fields"

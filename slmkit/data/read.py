@@ -148,12 +148,10 @@ class _Source:
 
 
 def _only(value: dict, named: set[str]) -> dict:
-    """A record without the fields of formats that the mapping does not mean."""
-    if named & {"completion", "label", "chosen", "rejected"}:
-        meant = set().union(*(r for r in READ_BY_FORMAT.values() if named <= r))
-        other = set().union(*READ_BY_FORMAT.values()) - meant
-        return type(value)({k: v for k, v in value.items() if k not in other})
-    return value
+    """A record without the fields by which formats are told that do not read what is mapped."""
+    meant = {f for f, reads in READ_BY_FORMAT.items() if named <= reads}
+    kept = named.union(*(formats.FIELDS.get(f, set()) for f in meant))
+    return type(value)({k: v for k, v in value.items() if k in kept or k not in formats.ALL_FIELDS})
 
 
 def _cells_mend(cells: Cells, name: str) -> str:

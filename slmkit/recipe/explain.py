@@ -81,7 +81,7 @@ def _real(loc: tuple, body: Any) -> tuple[Where, str]:
 def _fields(model: type[BaseModel], inside: Where) -> list[str]:
     """The keys that are allowed at a place, following nested models through unions."""
     models = [model]
-    for part in inside:
+    for part in (p for p in inside if not isinstance(p, int)):  # members of a list are of its own models
         models = [m for one in models if part in one.model_fields for m in _models(one.model_fields[part].annotation)]
     names = [name for m in models for name in m.model_fields]
     return names + (["kind", "execution"] if not inside else [])

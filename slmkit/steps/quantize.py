@@ -118,7 +118,7 @@ def run(ctx: Context, config: Config) -> Result:
     if given is not None:
         from slmkit.data import read
 
-        data = read.read(given)
+        data = read.read(given, seed=config.seed or 0)
     from slmkit.ml import quantize
 
     return quantize.quantize(ctx, config, data)

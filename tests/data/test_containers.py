@@ -101,7 +101,10 @@ def test_every_container(tmp_path, name):
     assert reader.format_of(tmp_path / name, None, None) == "messages"
 
 
-@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.json.gz", "d.csv.gz", "d.tsv.gz", "d.jsonl.zst", "d.json.zst", "d.csv.zst", "d.tsv.zst", "zipped.json"])
+PACKED = [f"d.{kind}.{how}" for kind in ("jsonl", "json", "csv", "tsv") for how in ("gz", "zst")]
+
+
+@pytest.mark.parametrize("name", [*PACKED, "zipped.json"])
 def test_compressed(tmp_path, name):
     inner = tmp_path / name.removesuffix(".gz").removesuffix(".zst")
     WRITE[inner.name if inner.name != "zipped.json" else "d.json"](inner, ROWS)
@@ -123,6 +126,14 @@ def test_parquet_and_arrow_number_rows_and_have_no_lines(tmp_path):
     assert problem.what.startswith("row 301: no assistant message") and problem.line == 0
 
 
+def test_a_struct_of_all_rows_keys_is_one_rows_keys_again(tmp_path):
+    """Arrow gives every call all the arguments that any call has, null where it has none."""
+    calls = [[{"function": {"name": n, "arguments": a}}] for n, a in (("f", {"x": 1}), ("g", {"y": "z"}))]
+    talks = [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": c}]} for c in calls]
+    parquet.write_table(pa.Table.from_pylist(talks), tmp_path / "d.parquet")
+    assert [r.messages[1]["tool_calls"][0]["function"]["arguments"] for r in read(tmp_path / "d.parquet")] == [{"x": 1}, {"y": "z"}]
+
+
 def test_an_array_tells_the_row_and_the_line(tmp_path):
     _array(tmp_path / "d.json", [*ROWS[:3], {"messages": []}, ROWS[3]], indent=2)
     with pytest.raises(DataError) as e:
@@ -141,7 +152,8 @@ def _good(tmp_path):
 ident = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20)
 words = ident.filter(lambda s: s.strip())
 leaves = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | ident
-objects = st.dictionaries(ident, st.recursive(leaves, lambda x: st.lists(x, max_size=2) | st.dictionaries(ident, x, max_size=2), max_leaves=4), max_size=3)
+deep = st.recursive(leaves, lambda x: st.lists(x, max_size=2) | st.dictionaries(ident, x, max_size=2), max_leaves=4)
+objects = st.dictionaries(ident, deep, max_size=3)
 calls = st.builds(lambda i, n, a: {"id": i, "type": "function", "function": {"name": n, "arguments": a}}, ident, ident, objects)
 answers = st.builds(lambda c, r: {"role": "assistant", "content": c} | ({"reasoning_content": r} if r else {}), words, st.none() | words)
 asks = st.lists(calls, min_size=1, max_size=2).map(lambda c: {"role": "assistant", "content": "", "tool_calls": c})
@@ -212,7 +224,8 @@ def test_the_readme_says_the_splits(tmp_path):
     _lines(tmp_path / "x/one.jsonl", ROWS[:1])
     _lines(tmp_path / "x/two.jsonl", ROWS[1:2])
     (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: main\n  default: true\n  data_files:\n  - {split: train, path: x/two.*}\n  - {split: test, path: x/one.jsonl}\n"
+        "---\nconfigs:\n- config_name: main\n  default: true\n  data_files:\n  - {split: train, path: x/two.*}\n"
+        "  - {split: test, path: x/one.jsonl}\n"
         "- config_name: other\n  data_files: x/one.jsonl\n---\n# A card\n"
     )
     assert plain(read(tmp_path)) == ROWS[1:2]

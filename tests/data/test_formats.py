@@ -194,7 +194,7 @@ FAULTS = {
     "pair: the same": ({"prompt": "u", "chosen": "a", "rejected": "a"}, "are the same"),
     "pair: no prompt": ({"chosen": "a", "rejected": "b"}, "what is the prompt?"),
     "pair: nothing shared": ({"chosen": [U, A], "rejected": [A | {"content": "z"}]}, "do not begin alike"),
-    "pair: parts at a user": ({"chosen": [U, A, U], "rejected": [U, A, {"role": "user", "content": "v"}]}, "should part from the other with an assist"),
+    "pair: parts at a user": ({"chosen": [U, A, U], "rejected": [U, A, U | {"content": "v"}]}, "should part from the other with an assistant"),
     "pair: ends early": ({"chosen": [U, A], "rejected": [U]}, "it goes on nowhere"),
     "pair: prompt answered": ({"prompt": [U, A], "chosen": "a", "rejected": "b"}, "the prompt ends with an assistant message"),
     "label: a number": ({"prompt": "u", "completion": "a", "kto_tag": 1}, "`label` should be true or false, this is a number"),
@@ -213,8 +213,9 @@ def test_a_fault_is_said(tmp_path, name):
 
 
 def test_a_row_of_another_format_is_broken(tmp_path):
+    records = [{"instruction": "u", "output": "a"}, {"conversations": turns(("human", "u"), ("gpt", "a"))}, {"instruction": "v", "output": "b"}]
     with pytest.raises(DataError) as e:
-        rows(tmp_path, {"instruction": "u", "output": "a"}, {"conversations": turns(("human", "u"), ("gpt", "a"))}, {"instruction": "v", "output": "b"})
+        rows(tmp_path, *records)
     assert [p.what for p in e.value.problems] == ["row 2: no `output`, which rows of format alpaca have (found: conversations)"]
     assert "1 broken row, 2 good" in e.value.render()
 

@@ -258,8 +258,9 @@ def test_skip_drops_rows_and_counts_them_by_reason(tmp_path):
 
 def test_skip_does_not_pass_over_a_broken_file(tmp_path):
     for name, body in {"d.json": ARRAY[:-10], "d.jsonl.gz": gzip.compress(f"{GOOD}\n".encode() * 5000)[:-100]}.items():
-        with pytest.raises(DataError):
+        with pytest.raises(DataError) as e:
             read(put(tmp_path, name, body), on_bad_row="skip")
+        assert not e.value.summary, "a cut file is no broken row"
     with pytest.raises(DataError, match="left nothing|not JSON"):
         read(put(tmp_path, "all.jsonl", "{\n{"), on_bad_row="skip")
 

@@ -147,5 +147,5 @@ def test_a_mapped_column_that_no_row_has(tmp_path):
         reader.read(mapped(path, tools="t"))
     with pytest.raises(DataError, match="no field `m`"):
         reader.read(mapped(path, messages="m"))
-    with pytest.raises(DataError, match="a fixed `system` message needs a conversation"):
+    with pytest.raises(DataError, match="`system` is mapped, and rows of format text read text"):
         reader.read(mapped(file(tmp_path, "t.jsonl", {"text": "a"}), system="s"))

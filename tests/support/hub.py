@@ -161,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         entries = [{"type": "file", "path": p, "size": len(b), "oid": git_id("blob", b)} for p, b in sorted(files.items())]
         end, headers = start + self.hub.page, {}
         if end < len(entries):
-            headers["Link"] = f'<{self.hub.url}{API if not repo.startswith(DATASETS) else "/api/"}{repo}/tree/{sha}?recursive=true&cursor={end}>; rel="next"'
+            api = "/api/" if repo.startswith(DATASETS) else API
+            headers["Link"] = f'<{self.hub.url}{api}{repo}/tree/{sha}?recursive=true&cursor={end}>; rel="next"'
         self.answer_json(entries[start:end], headers)
 
     def file(self, repo: str, rest: str) -> None:
