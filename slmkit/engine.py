@@ -127,7 +127,8 @@ class Engine:
             with capture.to_log(attempt / "stderr.log"):
                 result = self._call(row, given, out, state, events)
             for planned in row.inputs:
-                planned.check_unchanged()
+                if not planned.witness:  # it was only looked at, before the work began
+                    planned.check_unchanged()
             run |= {"finished": now(), "seconds": round(time.monotonic() - clock, 3), "host": socket.gethostname()}
             events("finish", seconds=run["seconds"])
             self._seal(row, given, out, result, run, work)
@@ -145,15 +146,13 @@ class Engine:
         return [inputs.given(planned, self.store, self.made) for planned in row.inputs]
 
     def _call(self, row: Row, given: list[Given], out: Path, state: Path, events: Events) -> Result:
-        by_role: dict[str, Any] = {role: () if takes.many else None for role, takes in row.kind.takes.items()}
-        for one in given:
-            by_role[one.role] = (*by_role[one.role], one) if row.kind.takes[one.role].many else one
+        by_role = inputs.by_role(row.kind, given)
 
         def log(event: str, **fields: Any) -> None:
             events(event, **fields)
             self.screen.event(row.name, event, fields)
 
-        context = Context(out, state, by_role, row.execution, log, self.screen.progress(row.name), _secret)
+        context = Context(out, state, by_role, row.execution, log, self.screen.progress(row.name), _secret, row.name)
         return row.kind.module.run(context, row.config)
 
     def _seal(self, row: Row, given: list[Given], out: Path, result: Result, run: dict, work: Path) -> None:
@@ -224,7 +223,7 @@ def _recorded(planned: inputs.Planned, handle: Given) -> dict:
     return {
         "role": planned.role, "name": planned.name, "type": planned.type, "uri": handle.uri, "revision": handle.revision,
         "digest": handle.digest, "fingerprint": made["fingerprint"] if made else None, "bytes": size, "columns": planned.columns,
-    }
+    } | ({"witness": True} if planned.witness else {})
 
 
 def _bytes(planned: inputs.Planned, path: Path | None) -> int | None:

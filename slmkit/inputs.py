@@ -18,6 +18,7 @@ from slmkit.recipe.located import Mark
 from slmkit.recipe.lock import Lock
 from slmkit.recipe.model import InputSpec
 from slmkit.sources import Source
+from slmkit.steps._registry import Kind
 from slmkit.steps._step import Columns, Given, Takes
 
 
@@ -26,6 +27,7 @@ class Planned:
     """role, name, type, uri as in Given. step: the row that makes it, else None. fingerprint: of artifacts.
 
     digest: sha256 of the content where it is known before the run. base: of a plain adapter folder, the model below it.
+    witness: checked against, no part of what comes out.
     """
 
     role: str
@@ -42,6 +44,7 @@ class Planned:
     columns: dict | None = None
     base: Planned | None = None
     filled: bool = False
+    witness: bool = False
 
     def check_unchanged(self) -> None:
         """Hash a path again, in full. Raises InputChanged."""
@@ -77,7 +80,7 @@ def of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Ca
 
 def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
     source, label = spec.source, spec.label
-    common = {"columns": spec.columns, "filled": spec.filled}
+    common = {"columns": spec.columns, "filled": spec.filled, "witness": spec.witness}
     if source.scheme == "bare":
         return Planned(spec.role, source.text, takes.types[0], source.text, {"type": takes.types[0], "name": source.text}, **common)
     if source.scheme == "artifact" or sources.artifact_folder(source.path):
@@ -111,7 +114,7 @@ def _of_path(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cac
         identity["base"] = base.identity
     uri = source.text if source.scheme == "demo" else str(path)
     return Planned(spec.role, label, type_, uri, identity, path=path, files=files, digest=digest, columns=spec.columns, base=base,
-                   filled=spec.filled)
+                   filled=spec.filled, witness=spec.witness)
 
 
 def _extra(spec: InputSpec, takes: Takes, label: str) -> dict:
@@ -135,19 +138,31 @@ def _base(spec: InputSpec, adapter: Path, lock: Lock, store: Store, cache: Cache
     return of_source(below, Takes("model"), lock, store, cache)
 
 
-def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact]) -> Given:
-    """Make an input ready on this machine: fetch, verify every byte, and find an adapter's base. Raises SlmkitError."""
+def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact], weights: bool = True) -> Given:
+    """Make an input ready on this machine: fetch, verify every byte, and find an adapter's base. Raises SlmkitError.
+
+    Without `weights` a model of the hub comes without them: its config and tokenizer are all that is looked at.
+    """
     columns = Columns(path=planned.uri, **planned.columns) if planned.columns else None
     plain = Given(planned.role, planned.name, planned.type, planned.uri, planned.path, planned.digest, planned.revision, columns=columns)
     if planned.step or planned.fingerprint:
         artifact = made.get(planned.step) if planned.step else manifest.load(planned.path)
         return replace(_given_artifact(planned.role, planned.name, artifact, store), columns=columns)
     if planned.revision:
-        path = sources.fetch_hub(plain.hub[0], planned.revision)
+        path = sources.fetch_hub(plain.hub[0], planned.revision, weights or planned.type not in ("model", "adapter"))
         return Given(planned.role, planned.name, planned.type, planned.uri, path, None, planned.revision, columns=columns)
     planned.check_unchanged()
     base = given(planned.base, store, made) if planned.base else None
     return Given(planned.role, planned.name, planned.type, planned.uri, planned.path, planned.digest, base=base, columns=columns)
+
+
+def by_role(kind: Kind, ready: list[Given]) -> dict[str, Given | tuple[Given, ...] | None]:
+    """Inputs as a step receives them: a tuple where the kind takes many, None for what was left out."""
+    takes = kind.module.TAKES
+    out: dict = {role: () if takes[role].many else None for role in takes}
+    for one in ready:
+        out[one.role] = (*out[one.role], one) if takes[one.role].many else one
+    return out
 
 
 def _given_artifact(role: str, name: str, artifact: manifest.Artifact, store: Store) -> Given:

@@ -67,7 +67,7 @@ def make(recipe: Recipe, store: Store, lock: Lock, target: str | None = None) ->
             planner.add(spec)
     cache.save()
     if planner.problems:
-        raise RecipeError(planner.problems)
+        raise RecipeError(list(dict.fromkeys(planner.problems)))  # a task's fault is met by its eval and by each step that looks at it
     return Plan(recipe, tuple(planner.rows.values()), target or list(recipe.steps)[-1])
 
 
@@ -103,7 +103,7 @@ class _Planner:
                 self.problems += e.problems
 
     def _input(self, spec: StepSpec, one: InputSpec) -> Planned:
-        takes = spec.kind.takes[one.role]
+        takes = spec.kind.module.TAKES[one.role]
         if one.step:
             made = self.rows.get(one.step)
             if made is None:
@@ -223,6 +223,8 @@ def _without_born(body: dict, config: Any) -> dict:
 def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
     out: dict = {}
     for one in planned:
+        if one.witness:
+            continue
         if kind.takes[one.role].many:
             out.setdefault(one.role, []).append(one.identity)
         else:
@@ -240,6 +242,8 @@ def consumed_other(found: Artifact, row: Row, digests: dict[str, str | None]) ->
     out = []
     recorded = {i["fingerprint"]: i["digest"] for i in found.manifest["inputs"] if i.get("fingerprint")}
     for planned in row.inputs:
+        if planned.witness:
+            continue
         now = digests.get(planned.step) if planned.step else planned.digest if planned.fingerprint else None
         before = recorded.get(planned.fingerprint)
         if now is not None and before is not None and now != before:

@@ -93,12 +93,12 @@ def _relative(file: Path, folder: Path) -> str:
     return os.path.relpath(file, folder).replace(os.sep, "/")
 
 
-def fetch_hub(repo: str, commit: str) -> Path:
+def fetch_hub(repo: str, commit: str, weights: bool = True) -> Path:
     """The local folder of a hub repository at one commit, downloaded if need be. Raises CannotRun when it cannot be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.jsonl", "*.csv"]
+    wanted = [*(["*.safetensors"] if weights else []), "*.json", "*.jinja", "*.txt", "*.model", "*.jsonl", "*.csv"]
     try:
         return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted))
     except (HTTPError, OfflineModeIsEnabled, OSError) as e:

@@ -13,7 +13,8 @@ import pytest
 from tests.support.cli import ROOT, Cli
 
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy"}
-VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "show", "ls", "diff", "verify", "lock", "gc", "schema", "doctor", "init", "quickstart"]
+VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "lock", "gc", "schema", "doctor", "init",
+         "quickstart"]
 
 
 def modules(cli: Cli, *words: str) -> set[str]:

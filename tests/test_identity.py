@@ -39,8 +39,9 @@ BASE = {
             "max_grad_norm": 1.0, "validate_every": 4, "early_stopping": {"patience": 2, "min_delta": 0.1}, "keep": "last",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
-                "micro_batch": 1, "packing": "off", "device": "cpu", "workers": 0, "checkpoint_every": 5, "gradient_checkpointing": False,
-                "attention": "sdpa", "trackers": [],
+                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5,
+                "gradient_checkpointing": False,
+                "attention": "sdpa", "trackers": [], "allow": [],
             },
         },
         "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
@@ -59,13 +60,14 @@ OTHER = {  # another valid value for every field
     "sft": {
         "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear",
         "learning_rate": 2e-3, "schedule": "cosine",
-        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all", "thinking": "strip",
-        "execution.packing": "on", "execution.trackers": ["tensorboard"],
+        "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all",
+        "thinking": "strip",
+        "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7,
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
-        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.packing": "on", "execution.trackers": ["tensorboard"],
+        "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
     "tuned": {"dtype": "bf16", "execution.device": "cuda"},
     "int4": {
@@ -76,7 +78,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},
               "execution.batch_size": 2, "execution.device": "cuda"},
 }
-SINGLE = {"objective"}  # fields with one allowed value so far
+BLOCKS = {"objective", "dpo", "kto", "grpo"}  # tried by test_each_objective_and_its_settings_move_it
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +130,39 @@ def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path:
 def test_every_field_is_tried() -> None:
     for step, body in BASE["steps"].items():
         kind = _registry.load(body["kind"])
-        fields = set(kind.module.Config.model_fields) - set(kind.takes) - SINGLE
+        fields = set(kind.module.Config.model_fields) - set(kind.takes) - BLOCKS
         tried = {p.partition(".")[0] for p in OTHER[step]}
         assert fields <= tried | {"lora"}, f"{step}: {fields - tried}"
         execution = {p.partition(".")[2] for p in OTHER[step] if p.startswith("execution.")}
         assert set(kind.module.Execution.model_fields) == execution
+
+
+GRPO = {"rewards": [{"exact_match": {"lower": True}}, {"python": {"function": "score"}}], "generations": 4}
+OBJECTIVES = [
+    {"objective": "dpo"}, {"objective": "dpo", "dpo": {"beta": 0.2}}, {"objective": "dpo", "dpo": {"loss": "ipo"}},
+    {"objective": "dpo", "dpo": {"loss": "robust", "label_smoothing": 0.1}}, {"objective": "dpo", "dpo": {"loss": "robust"}},
+    {"objective": "kto"}, {"objective": "kto", "kto": {"beta": 0.2}}, {"objective": "kto", "kto": {"desirable_weight": 2.0}},
+    {"objective": "kto", "kto": {"undesirable_weight": 2.0}},
+    *({"objective": "grpo", "grpo": GRPO | more, "reward_code": "rewards.py"} for more in (
+        {}, {"beta": 0.1}, {"generations": 5}, {"max_new_tokens": 9}, {"temperature": 0.5}, {"loss": "grpo"}, {"epsilon": 0.1},
+        {"rewards": [{"exact_match": {}}, {"python": {}}]}, {"rewards": [{"exact_match": {}}, {"python": {"weight": 2.0}}]},
+    )),
+]  # fmt: skip
+
+
+def test_each_objective_and_its_settings_move_it(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(folder, place)
+    (place / "rewards.py").write_text("def score(prompt, answer, reference):\n    return 1\n")
+    bodies = [{"recipe": "r", "base": "model", "steps": {"train": {"data": "rows.jsonl"} | more}} for more in [{}, *OBJECTIVES]]
+    found = [prints(place, body)["train"] for body in bodies]
+    assert len(set(found)) == len(found)
+    written = copy.deepcopy(bodies[1])
+    written["steps"]["train"]["dpo"] = {"beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.0}
+    assert prints(place, written)["train"] == found[1]
+    (place / "rewards.py").write_text("def score(prompt, answer, reference):\n    return 2\n")
+    after = [prints(place, body)["train"] for body in bodies]
+    assert [a != b for a, b in zip(found, after, strict=True)] == ["reward_code" in b["steps"]["train"] for b in bodies]
 
 
 def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> None:
@@ -153,6 +183,22 @@ def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> N
     assert prints(moved, body) == before
 
 
+def test_a_witness_is_planned_and_moves_nothing(folder: Path) -> None:
+    """Train looks at the tasks of the recipe's evals; which there are, and what they hold, is no part of what it makes."""
+    body = copy.deepcopy(BASE)
+    without = {**body, "steps": {k: v for k, v in body["steps"].items() if k != "score"}}
+    before = prints(folder, body)
+    assert prints(folder, without)["sft"] == before["sft"]
+    body["steps"]["more"] = {"kind": "eval", "models": ["$base"], "tasks": ["other.yaml", "hellaswag"]}
+    (folder / "other.yaml").write_text((folder / "task.yaml").read_text().replace("task: t", "task: u"))
+    assert prints(folder, body)["sft"] == before["sft"]
+    recipe = load(folder / "r.yaml")
+    (row,) = [r for r in make(recipe, Store(folder / "store"), Lock(recipe.lock_path, frozen=True)).rows if r.name == "sft"]
+    seen = [i for i in row.inputs if i.witness]
+    assert [(i.role, i.path.name) for i in seen] == [("tasks", "task.yaml"), ("tasks", "other.yaml")]
+    assert all(i.digest for i in seen) and "tasks" not in row.payload["inputs"]
+
+
 def test_content_moves_it(folder: Path, tmp_path: Path) -> None:
     before = prints(folder, BASE)
     for name, first in (("rows.jsonl", "sft"), ("model/config.json", "sft"), ("t.jsonl", "score"), ("task.yaml", "score"), ("val.jsonl", "sft")):
@@ -167,7 +213,8 @@ def test_defaults_written_out_are_the_same_as_left_out(folder: Path) -> None:
     short = {"recipe": "r", "base": "model", "steps": {"train": {"data": "rows.jsonl"}}}
     config = load_one(folder, short)
     long = copy.deepcopy(short)
-    written = {k: v for k, v in config.model_dump(mode="json").items() if k not in ("model", "data", "validation", "max_steps")}
+    apart = ("model", "data", "validation", "max_steps", "reward_code", *BLOCKS)
+    written = {k: v for k, v in config.model_dump(mode="json").items() if k not in apart}
     long["steps"]["train"] |= written
     assert prints(folder, short) == prints(folder, long)
 

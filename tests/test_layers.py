@@ -46,7 +46,7 @@ LAYERS = {
     "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
-    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo",)),
+    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data")),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }
 

@@ -98,7 +98,8 @@ def plan(
 
 
 def _row(row) -> dict:
-    given = [{"role": i.role, "name": i.name, "type": i.type, "uri": i.uri, "step": i.step, "chosen": i.filled} for i in row.inputs]
+    given = [{"role": i.role, "name": i.name, "type": i.type, "uri": i.uri, "step": i.step, "chosen": i.filled}
+             | ({"witness": True} if i.witness else {}) for i in row.inputs]
     return {
         "name": row.name, "kind": row.kind.name, "action": row.action, "why": list(row.why), "fingerprint": row.fingerprint,
         "gives": row.gives, "inputs": given, "config": row.payload["config"], "estimate": row.estimate,
@@ -112,7 +113,7 @@ def _table(made) -> str:
     wide = max(len(r.name) for r in made.rows)
     kinds = max(len(r.kind.name) for r in made.rows)
     for row in made.rows:
-        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{' (chosen)' if i.filled else ''}" for i in row.inputs)
+        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{' (chosen)' if i.filled else ''}" for i in row.inputs if not i.witness)
         needs = f"  ({shown(row.estimate)})" if row.estimate and row.action != "cached" else ""
         why = f"  {'; '.join(row.why)}" if row.why else ""
         lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")

@@ -93,7 +93,7 @@ class Loader(DataLoader):
 
 
 def loader(examples: list[Example], cut: Cut, seed: int, workers: int) -> Loader:
-    sampler = GlobalBatches([len(e.input_ids) for e in examples], cut, seed)
+    sampler = GlobalBatches([len(e.ids) for e in examples], cut, seed)
     collate = pack if cut.packed else pad
     return Loader(Rows(examples), batch_sampler=sampler, collate_fn=collate, num_workers=workers)
 
@@ -101,13 +101,13 @@ def loader(examples: list[Example], cut: Cut, seed: int, workers: int) -> Loader
 def pad(part: list[Example]) -> dict[str, torch.Tensor]:
     """Rows side by side: input_ids, labels, attention_mask of shape [rows, longest]. Labels of padding are -100 by place, so the
     token that pads is of no account (it may be the EOS)."""
-    width = max((len(e.input_ids) for e in part), default=2)
+    width = max((len(e.ids) for e in part), default=2)
     shape = (max(len(part), 1), width)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED)
     for i, e in enumerate(part):
-        n = len(e.input_ids)
-        ids[i, :n], labels[i, :n], mask[i, :n] = torch.as_tensor(e.input_ids), torch.as_tensor(e.labels), 1
+        n = len(e.ids)
+        ids[i, :n], labels[i, :n], mask[i, :n] = tensor(e), targets(e), 1
     if not part:
         mask[:] = 1  # nothing was dealt: a row without a trained token keeps the processes in step
     labels[:, 0] = IGNORED
@@ -119,14 +119,28 @@ def pack(part: list[Example]) -> dict[str, torch.Tensor]:
     every attention backend to keep rows apart; a row's first token is nobody's target."""
     if not part:
         return {"input_ids": torch.zeros(1, 2, dtype=torch.long), "labels": torch.full((1, 2), IGNORED), "position_ids": torch.arange(2)[None]}
-    labels = [torch.as_tensor(e.labels).clone() for e in part]
+    labels = [targets(e) for e in part]
     for one in labels:
         one[0] = IGNORED
     return {
-        "input_ids": torch.cat([torch.as_tensor(e.input_ids) for e in part])[None].long(),
+        "input_ids": torch.cat([tensor(e) for e in part])[None].long(),
         "labels": torch.cat(labels)[None].long(),
-        "position_ids": torch.cat([torch.arange(len(e.input_ids)) for e in part])[None],
+        "position_ids": torch.cat([torch.arange(len(e.ids)) for e in part])[None],
     }
+
+
+def tensor(example: Example) -> torch.Tensor:
+    """Its ids, int32 [tokens]; shares their memory."""
+    return torch.frombuffer(example.ids, dtype=torch.int32)
+
+
+def targets(example: Example) -> torch.Tensor:
+    """The ids where they are learned, -100 elsewhere, int32 [tokens]."""
+    labels = torch.full((len(example.ids),), IGNORED, dtype=torch.int32)
+    ids = tensor(example)
+    for start, end in example.spans:
+        labels[start:end] = ids[start:end]
+    return labels
 
 
 def trained(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -37,14 +37,16 @@ def _datasets(given: Given | None) -> dict:
 
 
 def trained(base: Given, data: Given, config, values: dict, adapter: bool) -> Card:
-    metadata = PIPELINE | {"tags": ["slmkit", "sft", *(["lora"] if adapter else [])]}
+    metadata = PIPELINE | {"tags": ["slmkit", config.objective, *(["lora"] if adapter else [])]}
     metadata |= base_metadata(base, "adapter" if adapter else "finetune") | _datasets(data)
     if adapter:
         metadata["library_name"] = "peft"
     kind = {"full": "All weights", "lora": "LoRA adapters", "qlora": "QLoRA adapters (NF4 base, double quantization)"}[config.method]
+    size = f" ({values['trained_tokens']} trained tokens a pass)" if "trained_tokens" in values else ""
+    how = "" if config.objective == "sft" else f" by {config.objective.upper()}"
     lines = [
         f"# {base.name} fine-tuned on {data.name}\n",
-        f"{kind} trained on {values['rows']} rows ({values['trained_tokens']} trained tokens a pass) of {origin(data)}, from {origin(base)}.\n",
+        f"{kind} trained{how} on {values['rows']} rows{size} of {origin(data)}, from {origin(base)}.\n",
         f"| steps | first loss | train loss |{' validation loss |' if 'validation_loss' in values else ''}",
         f"|---|---|---|{'---|' if 'validation_loss' in values else ''}",
         f"| {values['steps']} | {values['first_loss']:.4f} | {values['train_loss']:.4f} |"

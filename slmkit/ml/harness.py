@@ -65,6 +65,7 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
         _expect.check_names(expected, [m.name for m in given], names)
     if config.chat:
         _check_templates(given)
+    templates = {m.name: models.check_template(m, models.tokenizer(m)) for m in given}
     scores, speed, sizes = {}, {}, {}
     for i, model in enumerate(given):
         ctx.log("model", name=model.name)
@@ -81,7 +82,7 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
     checks = tuple(_expect.check(e, scores) for e in expected)
     tasks = sorted({t for by_task in scores.values() for t in by_task})
     return Result(
-        {"scores": scores, "speed": speed, "size_bytes": sizes},
+        {"scores": scores, "speed": speed, "size_bytes": sizes, "chat_template_sha256": templates},
         card=cards.scored(given, scores, tasks),
         cost={"peak_memory_bytes": models.peak_memory(where)},
         seed=config.seed,

@@ -50,7 +50,7 @@ def mean(model: torch.nn.Module, examples: list[Example], where: torch.device, d
     was_training = model.training
     model.eval()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    ordered = sorted(examples, key=lambda e: len(e.input_ids))[rank::world]
+    ordered = sorted(examples, key=lambda e: len(e.ids))[rank::world]
     sums = torch.zeros(2, dtype=torch.float64, device=where)
     some = keeps_logits(model)
     with torch.autocast(where.type, torch.bfloat16, enabled=dtype == torch.bfloat16):

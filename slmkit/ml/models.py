@@ -15,12 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slmkit.errors import CannotRun, StepFailed
+from slmkit.ml.templates import template_hash
 from slmkit.steps._step import Given
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TRAINING = "slmkit_training.json"
-"""Beside an adapter: the numerics of the base it was trained on, which nothing else in the folder tells."""
+"""Beside what was trained: the hash of the chat template it learned, and of an adapter the numerics of the base under it, which nothing else
+in the folder tells. It travels with the tokenizer through merge and quantize."""
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
@@ -172,6 +174,18 @@ def tokenizer(given: Given):
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def check_template(given: Given, tok) -> str | None:
+    """The chat template's sha256. Raises StepFailed when it is not the one that the model was trained with."""
+    now = template_hash(tok)
+    said = training(Path(given.path)).get("chat_template_sha256")
+    if said and now != said:
+        raise StepFailed(
+            f"{given.name} was trained with another chat template ({said[:12]}) than the one beside it ({now and now[:12]})", where=given.path,
+            mend="put back the tokenizer files that training wrote, or train again",
+        )
+    return now
+
+
 def end_ids(given: Given, tok) -> set[int]:
     """Ids that end a turn: the tokenizer's EOS and those of the generation config."""
     ends = set() if tok.eos_token_id is None else {tok.eos_token_id}
@@ -187,7 +201,7 @@ def copy_tokenizer(source: Given, out: Path, template: str | None = None) -> Non
     """Copy tokenizer files byte for byte (saving them again renames classes that older releases know), and set a template."""
     folders = [Path(g.path) for g in (source, source.base) if g is not None]
     folder = next((f for f in folders if any((f / n).is_file() for n in TOKENIZER_FILES)), folders[0])
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, TRAINING):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     if template is not None:

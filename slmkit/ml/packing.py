@@ -6,13 +6,17 @@ other, packing is turned off and it is said.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
 from slmkit.ml import batches
 from slmkit.ml.chat import Example
-from slmkit.ml.training import Run
+
+if TYPE_CHECKING:
+    from slmkit.ml.training import Run
 
 PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU
 TRIED = 3  # rows of the self-test
@@ -49,7 +53,7 @@ def micro_batch(asked: int | str, batch_size: int, world: int) -> int:
 @torch.no_grad()
 def leak(run: Run, model: torch.nn.Module, examples: list[Example]) -> str | None:
     """How the loss or the logits of a row differ between alone and packed, or None when they agree. Draws no random numbers."""
-    some = sorted(examples[:64], key=lambda e: len(e.input_ids))[:TRIED]
+    some = sorted(examples[:64], key=lambda e: len(e.ids))[:TRIED]
     was_training = model.training
     model.eval()
     tolerance = TOLERANCE[run.dtype]
@@ -58,7 +62,7 @@ def leak(run: Run, model: torch.nn.Module, examples: list[Example]) -> str | Non
             together = _logits(model, some, run.where)
             start = 0
             for one in some:
-                alone, end = _logits(model, [one], run.where), start + len(one.input_ids)
+                alone, end = _logits(model, [one], run.where), start + len(one.ids)
                 said = _differ(alone, together[start:end], one, tolerance)
                 if said:
                     return said
@@ -74,7 +78,7 @@ def _logits(model: torch.nn.Module, rows: list[Example], where: torch.device) ->
 
 
 def _differ(alone: torch.Tensor, packed: torch.Tensor, row: Example, tolerance: float) -> str | None:
-    labels = torch.as_tensor(row.labels)[1:].long()
+    labels = batches.targets(row)[1:].long()
     losses = [cross_entropy(x[:-1], labels, ignore_index=-100).item() for x in (alone, packed)]
     if abs(losses[0] - losses[1]) > tolerance * max(1.0, abs(losses[0])):
         return f"loss {losses[0]:.4f} alone, {losses[1]:.4f} packed"

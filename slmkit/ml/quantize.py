@@ -146,5 +146,5 @@ def _rows(config: Any, data: Rows, given) -> list[list[int]]:
     random.Random(config.seed).shuffle(drawn)
     part = rows.of(data.name, data.form, drawn[: config.samples], data.format)
     ends = models.end_ids(given, tokenizer)
-    encoded = chat.encode(part, tokenizer, loss_on="all", max_length=config.max_length, ends=ends, strict=False)
+    encoded = chat.encode(part, tokenizer, loss_on="all", max_length=config.max_length, ends=ends, too_long="cut_end", allow_truncation=True)
     return [e.input_ids for e in encoded.examples]

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from slmkit.data.rows import Rows
 from slmkit.errors import StepFailed, UsageError
-from slmkit.ml import adapters, cards, chat, checkpoints, curves, lora, models, watch
+from slmkit.ml import adapters, cards, chat, checkpoints, curves, launch, lora, models, packing, watch
 from slmkit.steps._step import Context, Given, Result
 
 
@@ -45,7 +45,7 @@ class Run:
 class Prepared:
     """What an objective made of the rows. values: for the result. measure: trained model → validation loss (lower is better).
 
-    inputs: some batches as the model takes them, for adapters that begin from the data.
+    inputs: some batches as the model takes them, for adapters that begin from the data. course: what was logged → more values.
     """
 
     examples: Any
@@ -53,18 +53,21 @@ class Prepared:
     values: dict = field(default_factory=dict)
     measure: Callable[[torch.nn.Module], float] | None = None
     inputs: Callable[[torch.device], list[dict]] | None = None
+    course: Callable[[list[dict]], dict] = lambda history: {}
 
 
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
-    """Train in this process. `data` and `validation` were read and checked already."""
-    given = ctx.inputs["model"]
-    where = models.device(ctx.execution.device)
-    if where.type == "cuda" and where.index:
-        raise UsageError("training uses the first visible GPU", mend=f"set CUDA_VISIBLE_DEVICES={where.index} and `device: cuda`")
+    """Train in this process, or on several. `data` and `validation` were read and checked already."""
+    processes = launch.wanted(ctx.execution.processes, ctx.execution.device)
+    if processes > 1:
+        packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
+        return launch.run(ctx, "train", config, processes)
+    given, here = ctx.inputs["model"], launch.place()
+    where = _device(ctx.execution.device, here)
     models.read_config(Path(given.path))
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
-    run = Run(ctx, config, given, tokenizer, where, models.precision(config.precision, where))
+    run = Run(ctx, config, given, tokenizer, where, models.precision(config.precision, where), here.rank, here.world)
     objective = importlib.import_module(f"slmkit.ml.objectives.{config.objective}")
     prepared = objective.prepare(run, data, validation)
     set_seed(config.seed)
@@ -74,19 +77,32 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     trainer = _trainer(run, objective, model, prepared)
     stopped = _go(run, trainer, prepared.steps)
     values = _values(trainer, prepared) | {"trainable_parameters": trainable, "precision": models.NAMES[run.dtype], "device": where.type}
+    values["chat_template_sha256"] = chat.template_hash(tokenizer)
     if stopped:
         values["stopped_early"] = stopped
     if config.keep == "best":
         best = watch.load_best(trainer.model, ctx.state)
         values |= {"best_step": best["step"], "validation_loss": best["loss"]}
-    curves.draw(trainer.state.log_history, ctx.out / "loss.png")
-    _save(run, trainer.model)
+    if run.rank == 0:
+        curves.draw(trainer.state.log_history, ctx.out / "loss.png")
+        _save(run, trainer.model)
     seconds = time.perf_counter() - started
     cost = {"seconds": seconds, "tokens": int(trainer.content), "peak_memory_bytes": models.peak_memory(where)}
     del trainer, model
     models.free()
     card = cards.trained(given, ctx.inputs["data"], config, values, adapter=config.method != "full")
-    return Result(values, card=card, cost=cost, seed=config.seed, determinism="exact" if where.type == "cpu" else "seeded")
+    return Result(values, card=card, cost=cost, seed=config.seed, determinism="exact" if where.type == "cpu" and run.world == 1 else "seeded")
+
+
+def _device(name: str, here: launch.Place) -> torch.device:
+    """This process's device: of several on GPUs, each has its own."""
+    if here.world > 1 and (name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())):
+        torch.cuda.set_device(here.local)
+        return models.device(f"cuda:{here.local}")
+    where = models.device(name)
+    if where.type == "cuda" and where.index:
+        raise UsageError("training uses the first visible GPU", mend=f"set CUDA_VISIBLE_DEVICES={where.index} and `device: cuda`")
+    return where
 
 
 def _model(run: Run, prepared: Prepared):
@@ -110,13 +126,16 @@ def _trainer(run: Run, objective, model, prepared: Prepared) -> Trainer:
         if name in full:
             parameter.data = full[name]
     trainer.add_callback(watch.Watch(run.ctx, run.config, prepared.steps, prepared.measure, run.where, run.rank == 0, lambda: trainer.content))
+    if trainer.args.world_size != run.world:
+        raise StepFailed(f"{run.world} processes were asked for, and the trainer sees {trainer.args.world_size}")
     return trainer
 
 
 def _go(run: Run, trainer: Trainer, total: int) -> str | None:
     """Train from the last whole checkpoint, or from the start. Returns why it stopped before its last step, if it did."""
     ctx = run.ctx
-    resumed, torn = checkpoints.latest(run.checkpoints)
+    with trainer.args.main_process_first(desc="torn checkpoints are removed by the first process"):
+        resumed, torn = checkpoints.latest(run.checkpoints)
     if torn:
         ctx.log("torn_checkpoints_removed", names=torn)
     if resumed:
@@ -127,14 +146,17 @@ def _go(run: Run, trainer: Trainer, total: int) -> str | None:
         trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
         return None
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    wrapper = type(trainer.model_wrapped).__name__
+    if run.world > 1 and wrapper != "DistributedDataParallel":  # each process would have trained alone
+        raise StepFailed(f"the model was not shared among the {run.world} processes (it is wrapped as {wrapper})")
     seen = next(c for c in trainer.callback_handler.callbacks if isinstance(c, watch.Watch))
     if trainer.state.global_step != total and not seen.stopped:
         raise StepFailed(f"the trainer took {trainer.state.global_step} steps instead of {total}")
     return seen.stopped
 
 
-def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, **more: Any) -> TrainingArguments:
-    """The settings that every trainer shares; `more` are those of one."""
+def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, *, rows: int | None = None, **more: Any) -> TrainingArguments:
+    """The settings that every trainer shares; `more` are those of one. rows: per optimizer step, where it is not batch_size."""
     config, execution = run.config, run.ctx.execution
     every = execution.checkpoint_every
     if every == "auto":
@@ -143,7 +165,8 @@ def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, *
     paged = run.where.type == "cuda" and config.method == "qlora"  # the same arithmetic; its state may leave the GPU
     args = kind(
         output_dir=str(run.checkpoints), report_to=list(execution.trackers) or "none", disable_tqdm=True, logging_steps=1,
-        logging_nan_inf_filter=False, per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // (micro * run.world),
+        logging_nan_inf_filter=False, per_device_train_batch_size=micro,
+        gradient_accumulation_steps=(rows or config.batch_size) // (micro * run.world),
         max_steps=total, learning_rate=config.learning_rate, lr_scheduler_type=schedule, warmup_steps=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="paged_adamw_32bit" if paged else "adamw_torch",
         seed=config.seed, data_seed=config.seed, use_cpu=run.where.type == "cpu", bf16=run.dtype == torch.bfloat16, fp16=False,
@@ -169,17 +192,18 @@ def _values(trainer: Trainer, prepared: Prepared) -> dict:
         "steps": trainer.state.global_step,
     }
     measured = [entry["validation_loss"] for entry in history if "validation_loss" in entry]
-    return values | ({"validation_loss": measured[-1]} if measured else {}) | prepared.values
+    return values | ({"validation_loss": measured[-1]} if measured else {}) | prepared.values | prepared.course(history)
 
 
 def _save(run: Run, model) -> None:
     config, given, out = run.config, run.given, run.ctx.out
     template = run.tokenizer.chat_template if config.chat_template else None
+    said = {"method": config.method, "chat_template_sha256": chat.template_hash(run.tokenizer)}
     if config.method == "full":
         lora.save_model(model.to(models.own_dtype(Path(given.path))), out, given, given, template)
+        models.write_json(out / models.TRAINING, said)
         return
     adapters.save(model, out, given, run.ctx.state)
     models.copy_tokenizer(given, out, template)
     quantization = "nf4" if config.method == "qlora" else None
-    numerics = {"base_dtype": models.NAMES[run.dtype], "base_quantization": quantization, "method": config.method}
-    models.write_json(out / models.TRAINING, numerics)
+    models.write_json(out / models.TRAINING, said | {"base_dtype": models.NAMES[run.dtype], "base_quantization": quantization})

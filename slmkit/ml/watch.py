@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -19,7 +20,7 @@ from slmkit.ml import checkpoints, models
 from slmkit.steps._step import Context
 
 VALIDATIONS = 4  # times in a run, where nothing else is asked
-KEPT = ("learning_rate", "grad_norm", "entropy", "kl", "reward", "reward_std")  # of what trainers log, beside the loss
+KEPT = ("learning_rate", "grad_norm", "entropy", "kl", "reward", "reward_std", "reward_content", "reward_format")  # of what trainers log
 
 
 class Watch(TrainerCallback):
@@ -87,6 +88,8 @@ class Watch(TrainerCallback):
         self.ctx.progress(state.global_step, self.total, "training", **numbers)
 
     def on_save(self, args, state, control, **_):
+        if dist.is_initialized():
+            dist.barrier()  # every process has written its random state
         if not self.first:
             return
         checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")

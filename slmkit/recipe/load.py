@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class _Loader:
                 self.fault((key,), f"nothing reads the key `{key}`", mend, key=True)
         if self.problems:
             raise RecipeError(self.problems)
-        return done
+        return {name: replace(spec, inputs=(*spec.inputs, *_witnesses(spec, done))) for name, spec in done.items()}
 
     def _step(self, name: str, body: dict, done: dict[str, StepSpec | None]) -> StepSpec | None:
         where = ("steps", name)
@@ -297,6 +298,18 @@ class _Loader:
             self.fault(place, f"{text} is a {given}, and a {' or '.join(takes.types)} is wanted here")
             return None
         return source
+
+
+def _witnesses(spec: StepSpec, steps: dict[str, StepSpec]) -> Iterable[InputSpec]:
+    """What the other steps read, of the types that this one wants to check against; each file once, names without a file left out."""
+    for role, takes in spec.kind.witnesses.items():
+        seen: set[Path] = set()
+        for other in steps.values():
+            for one in other.inputs if other.name != spec.name else ():
+                path = one.source.path if one.source else None
+                if path and path not in seen and not one.witness and set(other.kind.takes[one.role].types) & set(takes.types):
+                    seen.add(path)
+                    yield replace(one, role=role, filled=True, witness=True)
 
 
 def _exists(path: Path) -> bool:

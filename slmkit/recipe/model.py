@@ -16,7 +16,7 @@ class InputSpec:
     """One input of a step as the recipe names it: an earlier step, or a source outside.
 
     label: the name for people (`base`, `sft`). columns: the data's column mapping, hashed with the content. mark: where it was written.
-    filled: the recipe left it out and the loader chose it.
+    filled: the recipe left it out and the loader chose it. witness: another step's input, to be checked against.
     """
 
     role: str
@@ -26,6 +26,7 @@ class InputSpec:
     columns: dict | None
     mark: Mark
     filled: bool = False
+    witness: bool = False
 
 
 @dataclass(frozen=True)

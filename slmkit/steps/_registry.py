@@ -34,7 +34,13 @@ class Kind:
 
     @property
     def takes(self) -> dict:
-        return self.module.TAKES
+        """The inputs that the config names, by role."""
+        return {role: takes for role, takes in self.module.TAKES.items() if not takes.witness}
+
+    @property
+    def witnesses(self) -> dict:
+        """The inputs that the recipe's other steps bring, by role: checked against, never hashed."""
+        return {role: takes for role, takes in self.module.TAKES.items() if takes.witness}
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -45,7 +51,8 @@ class Kind:
         return gives(config) if callable(gives) else gives
 
     def hook(self, name: str) -> Callable | None:
-        """An optional function of the kind: `blocked(config, execution) -> str | None`, `estimate(config, execution, inputs)`."""
+        """An optional function of the kind: `blocked(config, execution) -> str | None`, `estimate(config, execution, inputs)`,
+        `examine(inputs, config, execution) -> dict` (a look at the step's data, for `slmkit data`)."""
         return getattr(self.module, name, None)
 
 

@@ -22,8 +22,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-TYPES = ("model", "adapter", "dataset", "task", "scores")
-"""Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval."""
+TYPES = ("model", "adapter", "dataset", "task", "scores", "code")
+"""Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
+code is a Python file of the user's."""
 
 
 class _Frozen(BaseModel):
@@ -77,6 +78,8 @@ class Takes:
     it may raise SlmkitError. `named` says that results are keyed by the input's label, which makes the label part of the identity.
     `bare` says whether a plain word (no path, no scheme) is a name with no file behind it,
     such as a built-in task of lm-eval: such a name is its own identity.
+    `witness` is an input that no config field names and that changes nothing of what comes out: the recipe's other steps' inputs of
+    these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed.
     """
 
     types: tuple[str, ...]
@@ -85,10 +88,11 @@ class Takes:
     files: Callable[[Path], list[Path]] | None = None
     bare: Callable[[str], bool] | None = None
     named: bool = False
+    witness: bool = False
 
-    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False):
+    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False):
         for key, value in {
-            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named
+            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness
         }.items():
             object.__setattr__(self, key, value)
 
@@ -134,6 +138,7 @@ class Context:
     """All that a step may touch. `out`: empty payload folder. `state`: survives kill and resume (checkpoints go here).
 
     `log(event, **fields)` writes one line of events.jsonl. `secret(name)` reads an environment variable, raises CannotRun if unset.
+    `step` is the step's name in the recipe, for help lines that name a key; nothing else may depend on it.
     """
 
     out: Path
@@ -143,6 +148,7 @@ class Context:
     log: Callable[..., None]
     progress: Progress
     secret: Callable[[str], str]
+    step: str = "STEP"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,17 @@ def task_files(path: Path) -> list[Path]:
     return list(found)
 
 
+class Function(str):
+    """A `!function module.name` value, as text."""
+
+
+def documents(path: Path) -> list[dict]:
+    """The task with its includes merged in, or the tasks that a group holds inline. Raises RecipeError with file:line."""
+    whole = _collect(Path(path), {}, [])
+    inner = [whole | t for t in _as_list(whole.get("task")) if isinstance(t, dict)]
+    return inner or [whole]
+
+
 def data_files(value: object) -> list[str]:
     """The paths in a `data_files` value: a string, a list, or a mapping of splits to either."""
     if isinstance(value, str):
@@ -82,7 +93,7 @@ def _load(path: Path) -> tuple[dict, list[str]]:
 
     def function(loader: yaml.SafeLoader, node: yaml.Node) -> str:
         functions.append(loader.construct_scalar(node))
-        return functions[-1]
+        return Function(functions[-1])
 
     Loader.add_constructor("!function", function)
     try:

@@ -15,12 +15,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slmkit.steps import _estimate
+from slmkit.steps import _estimate, _tasks
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
-from slmkit.steps._step import Context, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
+from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
 
 VERSION = 2
-TAKES = {"model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True)}
+TAKES = {
+    "model": Takes("model"), "data": Takes("dataset"), "validation": Takes("dataset", optional=True),
+    "reward_code": Takes("code", optional=True),
+}  # fmt: skip
+TAKES["tasks"] = Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files)  # is a question of theirs in the data?
 CHAT_TEMPLATES = ("plain", "chatml")
 
 
@@ -80,12 +85,21 @@ class Config(StepConfig):
     """`{patience: 3, min_delta: 0.0}` ends the training when the validation loss no longer falls."""
     keep: Literal["last", "best"] | None = None
     """Which weights come out: the last, or those of the lowest validation loss. best if early_stopping is given, else last."""
-    objective: Literal["sft"] = "sft"
-    """What is optimised: sft is next-token cross-entropy on the answers."""
+    objective: Literal["sft", "dpo", "kto", "grpo"] = "sft"
+    """What is optimised: sft is next-token cross-entropy on the answers; dpo learns from pairs of a chosen and a rejected answer, kto from
+    answers marked good or bad, grpo from rewards for answers that the model samples itself."""
     method: Literal["full", "lora", "qlora"] = "qlora"
     """full trains every weight; lora trains adapters on the model as it is; qlora on a 4-bit copy of it (NF4, double quantization)."""
     lora: Lora | None = None
     """The adapters; for methods lora and qlora only. Left out, Lora's defaults hold."""
+    dpo: Annotated[Dpo | None, Born(None)] = None
+    """Settings of objective dpo."""
+    kto: Annotated[Kto | None, Born(None)] = None
+    """Settings of objective kto."""
+    grpo: Annotated[Grpo | None, Born(None)] = None
+    """Settings of objective grpo; its `rewards` must be given."""
+    reward_code: Ref | None = None
+    """A Python file with the functions that grpo's `python` rewards name."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """Peak learning rate of AdamW, per optimizer step. 2e-4 suits adapters; full training wants about a tenth."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -101,9 +115,9 @@ class Config(StepConfig):
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Passes over the data, instead of max_steps. 3 if neither is given."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
-    """Rows per optimizer step: the global batch. How it is cut up is `execution.micro_batch` and `execution.packing`."""
+    """Rows per optimizer step: the global batch; for grpo, prompts. How it is cut up is `execution.micro_batch` and `execution.packing`."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
-    """Tokens per row. What becomes of longer rows is `too_long`; more than 5 % of them is an error."""
+    """Tokens per row; for grpo, of the prompt. What becomes of longer rows is `too_long`; more than 5 % of them is an error."""
     too_long: Literal["drop", "cut_end", "cut_start"] = "drop"
     """Rows longer than max_length are left out and counted, or lose their end (the answer, then) or their start."""
     loss_on: Literal["assistant", "all"] = "assistant"
@@ -126,6 +140,45 @@ class Config(StepConfig):
             what = f"`variant: {value['variant']}` takes part of the base into the adapter, which a 4-bit base cannot give exactly"
             raise ValueError(f"{what}; write `method: lora`")
         return {} if value is None and info.data.get("method") in ("lora", "qlora") else value
+
+    @field_validator("dpo", "kto", "grpo", mode="before")
+    @classmethod
+    def _block(cls, value: Any, info: Any) -> Any:
+        objective = info.data.get("objective")
+        if objective not in (None, info.field_name) and value is not None:
+            raise ValueError(f"`{info.field_name}` is not read by objective {objective}; remove it, or write `objective: {info.field_name}`")
+        if objective == info.field_name == "grpo" and value is None:
+            raise ValueError("objective grpo needs `grpo: {rewards: […]}`, such as `[{exact_match: {}}]`")
+        return {} if value is None and objective == info.field_name else value
+
+    @field_validator("lora")
+    @classmethod
+    def _lora_beyond_sft(cls, value: Lora | None, info: Any) -> Lora | None:
+        objective = info.data.get("objective")
+        if value and objective == "grpo" and value.dropout:
+            raise ValueError("`dropout` is not read by objective grpo: answers are sampled from the model that is trained; remove it")
+        if value and objective != "sft" and any(n.rpartition(".")[2] == "lm_head" for n in value.modules_to_save):
+            raise ValueError(f"objective {objective} computes probabilities from lm_head's own weights; remove it from `modules_to_save`")
+        return value
+
+    @field_validator("reward_code")
+    @classmethod
+    def _code(cls, value: Any, info: Any) -> Any:
+        grpo = info.data.get("grpo")
+        wanted = grpo is not None and any(r.python for r in grpo.rewards)
+        if value is not None and not wanted and "grpo" in info.data:
+            raise ValueError("`reward_code` is read by `python` rewards of objective grpo only; add one, or remove it")
+        if value is None and wanted:
+            raise ValueError("a `python` reward needs `reward_code`: the file with its function")
+        return value
+
+    @field_validator("loss_on", "too_long")
+    @classmethod
+    def _read(cls, value: Any, info: Any) -> Any:
+        objective = info.data.get("objective")
+        if info.field_name in NOT_READ.get(objective, ()) and value != cls.model_fields[info.field_name].default:
+            raise ValueError(f"`{info.field_name}` is not read by objective {objective}; remove it")
+        return value
 
     @field_validator("epochs", mode="before")
     @classmethod
@@ -166,6 +219,8 @@ class Execution(StepExecution):
     """Lay the rows of a micro batch end to end, each seeing only itself, instead of padding them. The step is the same. auto: on a GPU."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """Processes that share every global batch (DDP). auto: one per GPU of this machine."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -176,6 +231,8 @@ class Execution(StepExecution):
     """Attention kernel. auto is sdpa, which keeps packed rows apart on every device."""
     trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
     """Where the course of the training is reported to as well; each needs its package (`pip install 'slmkit[tensorboard]'`)."""
+    allow: list[Literal["leaks", "untrained", "truncation", "empty", "duplicates", "personal", "languages"]] = []
+    """Findings in the data that neither stop the training (the first four) nor are warned of. `slmkit data` shows what was found."""
 
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
@@ -186,11 +243,26 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
 
 
 def run(ctx: Context, config: Config) -> Result:
-    from slmkit.data import read
+    from slmkit.data import read, xray
 
     data = read.read(ctx.inputs["data"])
     given = ctx.inputs.get("validation")
     validation = read.read(given) if given else None
+    xray.check_rows(ctx, data, validation)
     from slmkit.ml import training
 
     return training.train(ctx, config, data, validation)
+
+
+def examine(inputs: dict, config: Config, execution: Execution) -> dict:
+    """What `slmkit data` shows of this step: its data, measured and rendered as for training. Loads a tokenizer and no weights."""
+    from dataclasses import asdict
+
+    from slmkit.data import read, xray
+
+    data, given = read.read(inputs["data"]), inputs.get("validation")
+    facts = xray.measure(data, read.read(given) if given else None, inputs.get("tasks") or ())
+    from slmkit.ml import look
+
+    facts = look.examine(facts, inputs["model"], config, data)
+    return facts | {"findings": [asdict(f) for f in xray.findings(facts, tuple(execution.allow))]}

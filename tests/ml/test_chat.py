@@ -64,13 +64,14 @@ def test_prompt_and_completion_become_a_chat_and_it_is_said(tokenizer):
     assert encoded.notes["prompt_as_messages"] is True
 
 
-REWRITES = CHATML.replace("m['content'] }}", "'' if not loop.last and m['role'] == 'assistant' else m['content'] }}")
+FORGETS = CHATML.replace("m['content'] }}", "'' if not loop.last and m['role'] == 'assistant' else m['content'] }}")
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (REWRITES, "as a continuation"),
+        (FORGETS, "loses messages"),
+        (CHATML.replace("<|im_start|>", "{{ messages | length }}<|im_start|>", 1), "as a continuation"),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "no end-of-turn token"),
         ("{{ raise_exception('roles must alternate') }}", "refuses this row: roles must alternate"),
     ],

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, loss, models, packing
+from slmkit.ml import batches, chat, look, loss, models, packing
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
 
@@ -49,7 +49,9 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids and labels of all rows. Raises DataError."""
     config = run.config
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
+    kwargs |= {"thinking": config.thinking, "too_long": config.too_long, "allow_truncation": "truncation" in run.ctx.execution.allow}
     encoded = chat.encode(data, run.tokenizer, **kwargs)
+    look.check(run.ctx, data, encoded, config.max_length)
     held_out = chat.encode(validation, run.tokenizer, **kwargs) if validation else None
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
     if encoded.too_long:
@@ -58,6 +60,9 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         "rows": len(encoded.examples), "rows_left_out": len(encoded.too_long), "tokens": encoded.tokens,
         "trained_tokens": encoded.trained, "form": data.form,
     } | encoded.notes  # fmt: skip
+    if encoded.cut:
+        values |= {f"cut_{key}": value for key, value in encoded.cut.items()}
+        run.ctx.log("rows_cut", **encoded.cut)
 
     def measure(model: torch.nn.Module) -> float:
         return loss.mean(model, held_out.examples, run.where, run.dtype)

@@ -1,0 +1,212 @@
+"""grpo: the model samples several answers to a prompt, each earns a reward, and those above their group's mean become likelier.
+
+TRL's trainer with prompts rendered here, one sampling per optimizer step (so that answers always come from the model being
+trained), plain static generation (TRL's continuous batching takes 20 times the CPU), and its own order of prompts, which resumes exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from slmkit.data.rows import SHOWN, Rows
+from slmkit.errors import DataError, Problem, RecipeError, StepFailed
+from slmkit.ml import answers, batches, models, pairs, preference, rewards, watch
+from slmkit.ml.packing import PADDED_ROWS
+from slmkit.ml.training import Prepared, Run, arguments, steps
+
+ALIKE = 20  # steps in a row in which every group's rewards are the same
+KINDS = ("content", "format")
+
+
+class Groups(Sampler):
+    """For each micro batch of a step, the rows of the whole step: every prompt `generations` times. A last, short step is filled from the front."""
+
+    def __init__(self, count: int, prompts: int, generations: int, accumulation: int, seed: int):
+        self.count, self.prompts, self.generations, self.accumulation, self.seed, self.epoch = count, prompts, generations, accumulation, seed, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.prompts) * self.accumulation
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = batches.order(self.count, self.seed, self.epoch)
+        for start in range(0, self.count, self.prompts):
+            drawn = [order[i % self.count] for i in range(start, start + self.prompts)]
+            for _ in range(self.accumulation):
+                yield [i for i in drawn for _ in range(self.generations)]
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's trainer on prompts of this package."""
+
+    def __init__(self, *args: Any, prompts: list[pairs.Prompt], earns: list[rewards.Reward], ends: set[int], batch_size: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.prompts, self.earns, self.batch_size = prompts, earns, batch_size
+        self.ids = {p.text: p.prompt_ids for p in prompts}
+        self.eos_token_ids = sorted(ends)
+        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+
+    @property
+    def content(self) -> float:
+        return float(self.state.num_input_tokens_seen)  # prompts and answers
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        sampler = Groups(len(self.prompts), self.batch_size, args.num_generations, args.gradient_accumulation_steps, args.seed)
+        return batches.Loader(self.train_dataset, batch_sampler=sampler, collate_fn=list, num_workers=args.dataloader_num_workers)
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list, None, dict]:
+        return [self.ids[text] for text in prompts], None, {}
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> torch.Tensor:
+        table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for kind in KINDS:
+            of_kind = [i for i, r in enumerate(self.earns) if r.kind == kind]
+            if of_kind:
+                weighted = (table[:, of_kind] * self.reward_weights[of_kind].to(table.device)).sum(1)
+                self._metrics["train"][f"reward_{kind}"].append(weighted.mean().item())
+        return table
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+
+class Alike(TrainerCallback):
+    """Ends a training in which there is nothing to learn: with a reason if every answer earns all there is, else with an error."""
+
+    def __init__(self, most: float | None, stop: Any):
+        self.most, self.stop = most, stop
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        last = [h for h in state.log_history if "frac_reward_zero_std" in h][-ALIKE:]
+        if len(last) < ALIKE or any(h["frac_reward_zero_std"] < 1 for h in last):
+            return
+        reward = sum(h["reward"] for h in last) / ALIKE
+        if self.most is not None and min(h["reward"] for h in last) >= self.most - 1e-6:
+            self.stop(f"every answer earned all there is ({self.most:g}) for {ALIKE} steps")
+            control.should_training_stop = True
+            return
+        raise StepFailed(
+            f"all rewards were the same within every group for {ALIKE} steps (mean {reward:.3g}): nothing to learn from",
+            mend="raise `grpo.temperature` or `grpo.generations`, give easier prompts, train with `objective: sft` first, "
+            "or add a reward for what is partly right",
+        )
+
+
+def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
+    """Prompts to sample from, and what answers earn. Raises DataError, RecipeError."""
+    config, said = run.config, run.config.grpo
+    micro_batch(run)
+    code = run.ctx.inputs.get("reward_code")
+    earns = rewards.build(said.rewards, Path(code.path) if code else None)
+    found = _prompts(run, data, earns)
+    held_out = _prompts(run, validation, earns).prompts if validation else None
+    tokens = sum(len(p) for p in found.prompts)
+    run.ctx.log("data", rows=len(found.prompts), tokens=tokens, form=data.form, rewards=[r.name for r in earns], **found.notes)
+    if found.too_long:
+        run.ctx.log("rows_left_out", why="longer than max_length", count=len(found.too_long), lines=found.too_long[:5], file=data.name)
+    values = {"rows": len(found.prompts), "rows_left_out": len(found.too_long), "tokens": tokens, "form": data.form} | found.notes
+    ends = models.end_ids(run.given, run.tokenizer)
+
+    def measure(model: torch.nn.Module) -> float:
+        """The mean reward of greedy answers, negative: lower is better."""
+        pad = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else min(ends)
+        with torch.autocast(run.where.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
+            written = answers.greedy(model, held_out, ends, pad, said.max_new_tokens, run.where)
+        texts = run.tokenizer.batch_decode(written, skip_special_tokens=True)
+        given = [rewards.Answer(p.messages, t, p.answer, len(w)) for p, t, w in zip(held_out, texts, written, strict=True)]
+        each = {r.name: sum(r.score(a) for a in given) / len(given) for r in earns}
+        reward = sum(r.weight * each[r.name] for r in earns)
+        values.update({"validation_reward": reward} | {f"validation_reward_{name}": mean for name, mean in each.items()})
+        run.ctx.log("validation_reward", reward=reward, **each)
+        return -reward
+
+    return Prepared(
+        (found.prompts, earns, ends), steps(config, len(found.prompts)), values, measure if held_out else None,
+        course=lambda history: _course(history, earns),
+    )  # fmt: skip
+
+
+def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:
+    preference.wanted(run, data, ("messages", "completion"))
+    found = pairs.prompts(data, run.tokenizer, max_length=run.config.max_length, thinking=run.config.thinking)
+    bare = [p for p in found.prompts if p.answer is None]
+    needy = [r.name for r in earns if r.needs_reference]
+    if bare and needy:
+        problems = [Problem(f"no answer for the reward `{needy[0]}` to compare with", p.file or data.name, p.line) for p in bare[:SHOWN]]
+        mend = "end each row with an `assistant` message (`completion`), or choose other rewards"
+        raise DataError(problems, f"{len(bare)} of {len(data)} rows have no answer of their own; {mend}")
+    return found
+
+
+def micro_batch(run: Run) -> int:
+    """Answers per forward pass. Raises RecipeError when they do not make up batch_size × generations."""
+    asked, said = run.ctx.execution.micro_batch, run.config.grpo
+    total = run.config.batch_size * said.generations
+    if total % run.world:
+        raise RecipeError([Problem(f"batch_size × grpo.generations = {total} is no multiple of {run.world} processes", mend="change `batch_size`")])
+    share = total // run.world
+    if asked == "auto":
+        return max(n for n in range(1, PADDED_ROWS + 1) if share % n == 0)
+    if share % asked:
+        fits = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        product = f"batch_size × grpo.generations = {run.config.batch_size} × {said.generations} = {total}"
+        what = f"execution.micro_batch: {asked} does not divide {product}"
+        raise RecipeError([Problem(what, mend=f"write one of {fits}")])
+    return asked
+
+
+def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float]:
+    said = {"reward": "reward", "completion_tokens": "completions/mean_length", "kl": "kl"}
+    said |= {f"reward_{kind}": f"reward_{kind}" for kind in KINDS}
+    said |= {f"reward_of_{r.name}": f"rewards/{r.name}/mean" for r in earns}
+    values = {k: v for name, key in said.items() for k, v in preference.tenths(history, key, name).items()}
+    cut_off = preference.tenths(history, "completions/clipped_ratio", "ended")
+    return values | {name: 1 - share for name, share in cut_off.items()}
+
+
+def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
+    config, said = run.config, run.config.grpo
+    prompts, earns, ends = prepared.examples
+    args = arguments(
+        run, GRPOConfig, prepared.steps, micro_batch(run), rows=config.batch_size * said.generations,
+        num_generations=said.generations, max_completion_length=said.max_new_tokens,
+        temperature=said.temperature, beta=said.beta, loss_type=said.loss, epsilon=said.epsilon, reward_weights=[r.weight for r in earns],
+        use_vllm=False, use_transformers_continuous_batching=False, disable_dropout=True, remove_unused_columns=False,
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": p.text, "row": i} for i, p in enumerate(prompts)])
+    made = _Trainer(
+        model=model, args=args, train_dataset=rows, processing_class=run.tokenizer, reward_funcs=[_function(r, prompts) for r in earns],
+        prompts=prompts, earns=earns, ends=ends, batch_size=config.batch_size,
+    )  # fmt: skip
+    most = None if any(r.top is None for r in earns) else sum(r.weight * r.top for r in earns)
+    made.add_callback(Alike(most, lambda why: _stop(made, why)))
+    return made
+
+
+def _stop(made: _Trainer, why: str) -> None:
+    next(c for c in made.callback_handler.callbacks if isinstance(c, watch.Watch)).stopped = why
+
+
+def _function(reward: rewards.Reward, prompts: list[pairs.Prompt]):
+    """A reward as TRL calls it."""
+
+    def score(completions: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        given = zip(completions, completion_ids, row, strict=True)
+        return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids))) for text, ids, i in given]
+
+    score.__name__ = reward.name
+    return score

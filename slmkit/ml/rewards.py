@@ -1,0 +1,132 @@
+"""What an answer earns: the rewards of grpo, as functions of the prompt, the answer, and the row's own answer (the reference).
+
+They are pure, so that they can be tried alone. Right or wrong is 1 or 0; `length` only takes away.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmkit.errors import Problem, RecipeError, StepFailed
+
+NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|-?\.\d+")
+MARKED = re.compile(r"####\s*(.+)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer. messages: the prompt; reference: the row's own answer, None if it has none; tokens: of the text."""
+
+    messages: tuple[dict, ...]
+    text: str
+    reference: str | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Reward:
+    """name: as reported. top: the most that `score` can give, None where nobody knows. needs_reference: of every row."""
+
+    name: str
+    kind: str
+    weight: float
+    score: Callable[[Answer], float]
+    top: float | None = 1.0
+    needs_reference: bool = False
+
+
+def build(entries: list, code: Path | None) -> list[Reward]:
+    """The rewards of a config. code: the file of `python` rewards. Raises RecipeError when it lacks a function."""
+    made: list[Reward] = []
+    for entry in entries:
+        name, said = next((n, v) for n, v in entry if v is not None)
+        label = said.function if name == "python" else name
+        count = sum(r.name.rpartition("_")[0] == label or r.name == label for r in made)
+        top = {"python": None, "length": 0.0}.get(name, 1.0)
+        needs = name in ("exact_match", "numeric")
+        made.append(Reward(f"{label}_{count + 1}" if count else label, said.kind, said.weight, _score(name, said, code), top, needs))
+    return made
+
+
+def _score(name: str, said: Any, code: Path | None) -> Callable[[Answer], float]:
+    if name == "exact_match":
+        return lambda a: exact_match(a.text, a.reference, strip=said.strip, lower=said.lower)
+    if name == "numeric":
+        return lambda a: numeric(a.text, a.reference, said.tolerance)
+    if name == "regex":
+        return lambda a: regex(a.text, said.pattern, said.match)
+    if name == "json_schema":
+        return lambda a: json_schema(a.text, said.json_schema)
+    if name == "length":
+        return lambda a: length(a.tokens if said.unit == "tokens" else len(a.text), said.min, said.max)
+    return python(code, said.function)
+
+
+def exact_match(text: str, reference: str, *, strip: bool = True, lower: bool = False) -> float:
+    def plain(s: str) -> str:
+        s = s.strip() if strip else s
+        return s.lower() if lower else s
+
+    return float(plain(text) == plain(reference))
+
+
+def numeric(text: str, reference: str, tolerance: float = 1e-6) -> float:
+    """1 when the last number of both is the same within the tolerance, 0 when it is not or one has none."""
+    said, wanted = last_number(text), last_number(reference)
+    return float(said is not None and wanted is not None and abs(said - wanted) <= tolerance)
+
+
+def last_number(text: str) -> float | None:
+    """The last number of a text; after `####`, where GSM8K puts its answers, if there is such a mark."""
+    marked = MARKED.findall(text)
+    found = NUMBER.findall(marked[-1] if marked else text) or NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def regex(text: str, pattern: str, match: str = "full") -> float:
+    compiled = re.compile(pattern, re.DOTALL)
+    return float(bool(compiled.fullmatch(text.strip()) if match == "full" else compiled.search(text)))
+
+
+def json_schema(text: str, schema: dict) -> float:
+    """1 for JSON that satisfies the schema. A fence of three backticks around it is no JSON."""
+    from jsonschema import Draft202012Validator
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return 0.0
+    return float(Draft202012Validator(schema).is_valid(value))
+
+
+def length(size: int, least: int, most: int) -> float:
+    """0 from least to most, falling in a straight line to -1 at none and at twice the most (and no further)."""
+    if size < least:
+        return (size - least) / least
+    return max(-1.0, (most - size) / most) if size > most else 0.0
+
+
+def python(file: Path, function: str) -> Callable[[Answer], float]:
+    """A function of the user's file. Raises RecipeError when it is not there; the reward raises StepFailed when it gives no number."""
+    spec = importlib.util.spec_from_file_location("slmkit_reward_code", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    called = getattr(module, function, None)
+    if not callable(called):
+        mend = f"write `def {function}(prompt, answer, reference): …`, or name another in `function`"
+        raise RecipeError([Problem(f"{file.name} has no function `{function}`", str(file), mend=mend)])
+
+    def score(answer: Answer) -> float:
+        value = called([dict(m) for m in answer.messages], answer.text, answer.reference)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise StepFailed(f"the reward `{function}` gave {value!r} instead of a number", where=file, mend="return a finite int or float")
+        return float(value)
+
+    return score

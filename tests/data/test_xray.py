@@ -1,0 +1,230 @@
+"""The x-ray finds what was planted, counts it all, names its place, and is quiet about look-alikes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from slmkit.data import counts, read, report, xray
+from slmkit.data.rows import Row, of
+from slmkit.errors import DataError
+from slmkit.steps._step import Context
+from slmkit.steps.train import Execution
+from tests.support.drive import given
+
+PLAIN = [  # texts with nothing in common, so that what is found is what was planted
+    ("Where is my parcel from last Tuesday evening?", "It lies at the depot."),
+    ("How many legs does a full-grown spider have?", "Eight of them."),
+    ("Name the capital city of Portugal, please.", "Lisbon"),
+    ("Translate the word bread into simple French.", "pain"),
+]
+
+
+def chat(pairs, name="d.jsonl", **more):
+    rows = [Row(i, messages=({"role": "user", "content": q}, {"role": "assistant", "content": a}), **more) for i, (q, a) in enumerate(pairs, 1)]
+    return of(name, "messages", rows)
+
+
+def kinds(facts, allow=()):
+    return {f.kind: f for f in xray.findings(facts, allow)}
+
+
+def task(folder: Path, docs: list[dict], text: str = "'{{q}}'", more: str = "") -> object:
+    (folder / "t.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    (folder / "t.yaml").write_text(
+        f"task: t\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: t.jsonl}}}}\ntest_split: test\ndoc_to_text: {text}\n"
+        f"doc_to_target: '{{{{a}}}}'\n{more}")
+    return given(folder / "t.yaml", "task", "tasks")
+
+
+def test_clean_rows_have_no_finding():
+    facts = xray.measure(chat(PLAIN), None)
+    assert xray.findings(facts) == [] and facts["data"]["rows"] == 4 and facts["roles"] == {"user": 4, "assistant": 4}
+
+
+def test_copies_near_copies_and_contradictions():
+    q, a = PLAIN[0]
+    long = "I tried to buy something online yesterday but it kept saying declined, and I tried again today"
+    facts = xray.measure(chat([*PLAIN, (q.upper() + " ", a), (long, "yes"), (long.replace("today", "todey"), "yes"), (PLAIN[1][0], "Six.")]), None)
+    found = {k: (v["rows"], v["shown"]) for k, v in facts["duplicates"].items()}
+    assert found["exact"] == (1, [["d.jsonl:1", "d.jsonl:5"]])
+    assert found["near"] == (1, [["d.jsonl:6", "d.jsonl:7"]])
+    assert found["conflicting"] == (1, [["d.jsonl:2", "d.jsonl:8"]])
+    assert {f.level for f in xray.findings(facts)} == {"warning"}
+
+
+def test_punctuation_tells_sums_apart():
+    facts = xray.measure(chat([("2 - 3", "a"), ("2 + 3", "b")]), None)
+    assert [v["rows"] for v in facts["duplicates"].values()] == [0, 0, 0]
+
+
+def test_leaks_to_the_letter_with_another_answer_nearly_and_inside(tmp_path):
+    inside = "the train from Lisbon to Porto leaves at nine in the morning from platform four"
+    docs = [{"q": PLAIN[0][0], "a": PLAIN[0][1]}, {"q": PLAIN[1][0], "a": "None."}, {"q": "Please name the capital city of Portugal", "a": "x"},
+            {"q": inside, "a": "x"}, {"q": "What is the exchange rate on a Sunday?", "a": "x"}]
+    data = chat([*PLAIN, ("Summarise: yesterday we heard that " + inside + ", but nobody believed it for long", "A train.")])
+    docs[2]["q"] = PLAIN[2][0].replace(", please.", ", please")
+    facts = xray.measure(data, None, (task(tmp_path, docs),))
+    leak = facts["leaks"][0]
+    assert (leak["against"], leak["questions"], leak["leaked"]) == ("t", 5, 4)
+    assert leak["kinds"] == {"exact": 1, "question": 1, "near": 1, "contained": 1}
+    assert [(a, b.rpartition("/")[2], k) for a, b, k in leak["shown"]] == [
+        ("d.jsonl:1", "t.jsonl:1", "exact"), ("d.jsonl:2", "t.jsonl:2", "question"),
+        ("d.jsonl:3", "t.jsonl:3", "near"), ("d.jsonl:5", "t.jsonl:4", "contained"),
+    ]
+    assert kinds(facts)["leaks"].level == "error" and kinds(facts, ("leaks",))["leaks"].level == "allowed"
+
+
+def test_a_prompt_around_the_question_hides_nothing_and_a_shared_instruction_is_no_leak(tmp_path):
+    instruction = "You are given a question by a customer of a bank, answer it with one word and nothing else than that word:"
+    others = [f"{w} of number {i}" for i in range(30) for w in ("colour", "price", "weight")]
+    docs = [{"q": f"What is the {o} on the shelf?", "a": "x"} for o in others]
+    look = task(tmp_path, docs, text=f"'{instruction} {{{{q}}}}'")
+    data = chat([(f"{instruction} {q}", a) for q, a in PLAIN] + [(docs[7]["q"], "x"), (f"{instruction} {docs[8]['q']}", "x")])
+    leak = xray.measure(data, None, (look,))["leaks"][0]
+    assert sorted((a, int(b.rpartition(":")[2])) for a, b, _ in leak["shown"]) == [("d.jsonl:5", 8), ("d.jsonl:6", 9)]
+
+
+@pytest.mark.parametrize("text", ["q", "'{{q | trim}}'", "!function f.g", "'{{q | no_such_filter}}'", "'{{ missing.deep.er }}'"])
+def test_however_a_task_makes_its_question(tmp_path, text):
+    (tmp_path / "f.py").write_text("raise SystemExit('a task is not run to look at it')\n")
+    found = xray.measure(chat(PLAIN), None, (task(tmp_path, [{"q": PLAIN[0][0]}], text),))["leaks"][0]
+    assert found["leaked"] == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "array"])
+def test_a_task_in_another_container(tmp_path, kind):
+    q = PLAIN[0][0]
+    if kind == "csv":
+        (tmp_path / "t.csv").write_text(f'q,a\n"two\nlines",x\n{q},y\n')
+        name, source, line = "t.csv", "csv", 4
+    elif kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"q": ["other words", q], "a": ["x", "y"]}), tmp_path / "t.parquet")
+        name, source, line = "t.parquet", "parquet", 2
+    else:
+        (tmp_path / "t.json").write_text(json.dumps([{"q": "other words"}, {"q": q}], indent=1))
+        name, source, line = "t.json", "json", 2
+    (tmp_path / "t.yaml").write_text(f"task: t\ndataset_path: {source}\ndataset_kwargs: {{data_files: {name}}}\ndoc_to_text: '{{{{q}}}}'\n")
+    leak = xray.measure(chat(PLAIN), None, (given(tmp_path / "t.yaml", "task", "tasks"),))["leaks"][0]
+    assert leak["leaked"] == 1 and leak["shown"][0][1].endswith(f"{name}:{line}")
+
+
+def test_tasks_on_the_hub_are_said_not_to_be_checked(tmp_path):
+    (tmp_path / "t.yaml").write_text("task: far\ndataset_path: EleutherAI/arc\n")
+    facts = xray.measure(chat(PLAIN), None, (given(tmp_path / "t.yaml", "task", "tasks"),))
+    assert facts["tasks_not_read"] == ["far"] and "far" in dict(report.table(facts))["not checked"]
+
+
+def test_validation_rows_leak_too():
+    facts = xray.measure(chat(PLAIN), chat([PLAIN[3], ("Something else altogether, isn't it?", "b")], "v.jsonl"))
+    assert kinds(facts)["leaks"].where == ("d.jsonl:4 ↔ v.jsonl:1 (exact)",)
+
+
+def test_empty_sides():
+    rows = [
+        Row(1, messages=({"role": "assistant", "content": "hello there"},)),
+        Row(2, messages=({"role": "user", "content": " "}, {"role": "assistant", "content": "b"})),
+        Row(3, messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": " "})),
+        Row(4, messages=({"role": "user", "content": "a"},), chosen=({"role": "assistant", "content": "B"},),
+            rejected=({"role": "assistant", "content": "b "},)),
+        Row(5, messages=({"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]})),
+    ]
+    facts = xray.measure(of("d.jsonl", "messages", rows), None)
+    assert {k: v["shown"] for k, v in facts["empty"].items()} == {
+        "no question": ["d.jsonl:1", "d.jsonl:2"], "nothing to learn": ["d.jsonl:3"], "no difference between chosen and rejected": ["d.jsonl:4"]}
+    assert {f.kind for f in xray.findings(facts) if f.level == "error"} == {"empty"}
+
+
+def encoded(facts, trained, left_out=(), cut=None):
+    n = len(trained)
+    return xray.add_tokens(facts, [10] * n, trained, list(range(1, n + 1)), list(left_out), cut or {}, 32)
+
+
+def test_thresholds_of_tokens_and_the_key_that_allows_them():
+    facts = xray.measure(chat([(f"{q} {i}", f"{a} {i}") for i in range(5) for q, a in PLAIN]), None)  # 20 rows
+    assert "untrained" not in kinds(encoded(facts, [3] * 20)) and "truncation" not in kinds(encoded(facts, [3] * 19, [20]))
+    assert kinds(encoded(facts, [3] * 19 + [0]))["untrained"].where == ("d.jsonl:20",)
+    assert kinds(encoded(facts, [3] * 18, [19, 20]))["truncation"].level == "error"
+    found = kinds(encoded(facts, [3] * 20, cut={"answers_cut": 2, "right": 2}), ("truncation",))["truncation"]
+    assert (found.level, found.allow) == ("allowed", "execution.allow=[truncation]")
+
+
+def context(tmp_path, **execution):
+    said = []
+    ctx = Context(tmp_path, tmp_path, {"tasks": ()}, Execution(**execution), lambda e, **f: said.append((e, f)), lambda *a, **k: None, str, "sft")
+    return ctx, said
+
+
+def test_train_stops_names_the_key_and_goes_on_when_allowed(tmp_path):
+    held = chat([PLAIN[1]], "v.jsonl")
+    ctx, _ = context(tmp_path)
+    with pytest.raises(DataError) as e:
+        xray.check_rows(ctx, chat(PLAIN), held)
+    assert "--set 'steps.sft.execution.allow=[leaks]'" in e.value.render() and e.value.problems[0].line == 2
+    ctx, said = context(tmp_path, allow=["leaks"])
+    xray.check_rows(ctx, chat(PLAIN, "some/where/d.jsonl"), held)
+    xray.check_tokens(ctx, chat(PLAIN), {"lengths": [5] * 4, "trained": [1] * 4, "lines": [1, 2, 3, 4], "left_out": [], "cut": {}, "max_length": 32})
+    written = json.loads((tmp_path / xray.FILE).read_text())
+    assert [f["level"] for f in written["findings"]] == ["allowed"] and written["tokens"]["trained"] == 4
+    assert written["findings"][0]["where"] == ["d.jsonl:2 ↔ v.jsonl:1 (exact)"], "no folders: they are no part of what comes out"
+    assert said[-1][1].items() >= {"rows": 4, "errors": 0, "warnings": 0, "said": [written["findings"][0]["what"]]}.items()
+
+
+def test_what_is_written_holds_no_text_of_a_row(tmp_path):
+    ctx, _ = context(tmp_path)
+    xray.check_rows(ctx, chat([("Write to marie.curie@sorbonne.fr about the spectacles", "DE89370400440532013000 it is")]), None)
+    written = (tmp_path / xray.FILE).read_text()
+    assert "e-mail address" in written and not any(w in written for w in ("marie", "sorbonne", "spectacles", "DE89"))
+
+
+@drawn(st.lists(st.integers(0, 10**6), min_size=1, max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_the_histogram_counts_every_row_once(values):
+    made = counts.histogram(values)
+    assert sum(made["counts"]) == len(values) and len(made["edges"]) == len(made["counts"]) + 1 <= counts.BINS + 1
+    assert made["edges"][0] == min(values) and made["edges"][-1] > max(values)
+    for low, high, n in zip(made["edges"], made["edges"][1:], made["counts"], strict=False):
+        assert n == sum(low <= v < high for v in values)
+
+
+def test_languages_are_told_and_short_texts_are_not():
+    asked = "Wo ist denn bitte meine neue Karte geblieben, die ich bestellt habe"
+    german = [(f"{asked} {word}?", "Sie liegt bei der Post.") for word in ("gestern", "neulich")]
+    found = kinds(xray.measure(chat([*PLAIN, *german, ("12", "13")]), None))["languages"]
+    assert found.level == "warning" and "en" in found.what and "de" in found.what
+
+
+def test_hostile_rows_are_escaped_in_html_and_on_the_terminal():
+    facts = encoded(xray.measure(chat(PLAIN, "<b>.jsonl"), None), [1] * 4) | {"findings": []}
+    pieces = [{"text": "<script>alert(1)</script>\x1b[31m", "trained": False}, {"text": "</mark>{{x}}", "trained": True}]
+    facts["samples"] = [{"place": "d:1", "why": "first", "tokens": 3, "trained": 1, "pieces": pieces}]
+    page = report.html("r", {"sft": facts})
+    assert "<script" not in page and "&lt;script&gt;" in page and "<b>.jsonl" not in page and "<mark>&lt;/mark&gt;{{x}}</mark>" in page
+    assert "http://" not in page and "https://" not in page and "default-src 'none'" in page
+    text = report.plain(report.lines("sft", facts, brackets=True))
+    assert "\x1b" not in text and "\\x1b[31m" in text and "⟦</mark>{{x}}⟧" in text
+
+
+def test_ten_thousand_rows_are_looked_at_in_seconds_of_cpu():
+    """The budget is 15 CPU-s; the bound here only notices that something became quadratic."""
+    asked = "Question {} about item {} in aisle {}, what does it cost on day {}?"
+    rows = [(asked.format(i * 7919 % 10007, i, i % 97, i % 31), f"{i * 31 % 977}") for i in range(10_000)]
+    started = time.process_time()
+    xray.measure(chat(rows), chat(rows[:500], "v.jsonl"))
+    assert time.process_time() - started < 60
+
+
+def test_the_reader_and_the_look_fit(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in [*PLAIN, PLAIN[0]]))
+    facts = xray.measure(read.read(given(path, "dataset", "data")), None)
+    assert facts["data"]["form"] == "completion" and facts["duplicates"]["exact"]["rows"] == 1
