@@ -12,13 +12,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches
+from slmkit.ml import batches, cuts
 from slmkit.ml.chat import Example
 
 if TYPE_CHECKING:
     from slmkit.ml.training import Run
 
-PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU
+PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU, where `cuts` may choose fewer
 TRIED = 3  # rows of the self-test
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
 
@@ -26,13 +26,24 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # 
 def cut(run: Run, model: torch.nn.Module, examples: list[Example]) -> batches.Cut:
     """Decide, and test what was decided. Raises RecipeError when batch_size is no multiple of micro_batch × processes."""
     micro = micro_batch(run.ctx.execution.micro_batch, run.config.batch_size, run.world)
-    asked = run.ctx.execution.packing
-    packed = asked == "on" or (asked == "auto" and run.where.type == "cuda")  # on a CPU rows of like length side by side are faster
-    if packed and (difference := leak(run, model, examples)):
+    way = _way(run, model, examples, micro, {"on": (True,), "off": (False,), "auto": (False, True)}[run.ctx.execution.packing])
+    if way.packed and (difference := leak(run, model, examples)):
         what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
         run.ctx.log("warning", what=what)
-        packed = False
-    return batches.Cut(run.config.batch_size, micro, packed, run.rank, run.world)
+        return _way(run, model, examples, micro, (False,))
+    return way
+
+
+def _way(run: Run, model: torch.nn.Module, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
+    """On a CPU the cheapest way for these lengths that was not excluded; elsewhere as many rows as fit, packed if it may be."""
+    config, lengths = run.config, [len(e.ids) for e in examples]
+    free = run.where.type == "cpu" and run.ctx.execution.micro_batch == "auto"
+    share = config.batch_size // run.world
+    micros = [n for n in range(most, 0, -1) if share % n == 0] if free else [most]
+    ways = [batches.Cut(config.batch_size, n, packed, run.rank, run.world) for packed in packings for n in micros]
+    if run.where.type != "cpu":
+        return ways[-1] if run.where.type == "cuda" else ways[0]
+    return cuts.cheapest(lengths, ways, cuts.costs(model), config.seed)
 
 
 def micro_batch(asked: int | str, batch_size: int, world: int) -> int:

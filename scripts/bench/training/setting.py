@@ -29,11 +29,11 @@ def words(rng: random.Random, count: int) -> list[str]:
 
 
 def chats(count: int, seed: int) -> list[dict]:
-    """Lengths are log-normal: the median row has 60 tokens, the longest about 1,000. The answer names words of the question."""
+    """Lengths are log-normal: the median row has 70 tokens, the longest about 1,000. The answer names words of the question."""
     lexicon, rng = words(random.Random(1), 3000), random.Random(seed)
     rows = []
     for _ in range(count):
-        size = int(min(900, max(4, rng.lognormvariate(3.72, 1.0))))
+        size = int(min(900, max(4, rng.lognormvariate(3.87, 1.0))))
         asked = [lexicon[int(len(lexicon) * rng.random() ** 3)] for _ in range(size)]
         answer = [w for w in asked if w.startswith(("k", "l"))][:200] + [asked[-1]]
         messages = [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": " ".join(answer)}]
