@@ -12,33 +12,44 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, memory
+from slmkit.ml import batches, cuts, memory
 from slmkit.ml.chat import Example
 
 if TYPE_CHECKING:
     from slmkit.ml.training import Run
 
-PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU
+PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU, where `cuts` may choose fewer
 TRIED = 3  # rows of the self-test
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
 
 
 def settle(run: Run, examples: list[Example]) -> int:
-    """Rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
+    """The most rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
     asked = run.ctx.execution.micro_batch
     most = micro_batch(asked, run.config.batch_size, run.world)
     return memory.settle(run, examples, choices(run.config.batch_size, run.world), None if asked == "auto" else most)
 
 
-def cut(run: Run, model: torch.nn.Module, examples: list[Example], micro: int) -> batches.Cut:
-    """How a global batch is cut up; packing is tested before it is believed."""
-    how = run.ctx.execution.packing
-    packed = how == "on" or (how == "auto" and run.where.type == "cuda")  # on a CPU rows of like length side by side are faster
-    if packed and (difference := leak(run, model, examples)):
+def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) -> batches.Cut:
+    """How a global batch is cut up, in micro batches of at most so many rows; packing is tested before it is believed."""
+    way = _way(run, model, examples, most, {"on": (True,), "off": (False,), "auto": (False, True)}[run.ctx.execution.packing])
+    if way.packed and (difference := leak(run, model, examples)):
         what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
         run.ctx.log("warning", what=what)
-        packed = False
-    return batches.Cut(run.config.batch_size, micro, packed, run.rank, run.world)
+        return _way(run, model, examples, most, (False,))
+    return way
+
+
+def _way(run: Run, model: torch.nn.Module, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
+    """On a CPU the cheapest way for these lengths that was not excluded; elsewhere as many rows as fit, packed if it may be."""
+    config, lengths = run.config, [len(e.ids) for e in examples]
+    free = run.where.type == "cpu" and run.ctx.execution.micro_batch == "auto"
+    share = config.batch_size // run.world
+    micros = [n for n in range(most, 0, -1) if share % n == 0] if free else [most]
+    ways = [batches.Cut(config.batch_size, n, packed, run.rank, run.world) for packed in packings for n in micros]
+    if run.where.type != "cpu":
+        return ways[-1] if run.where.type == "cuda" else ways[0]
+    return cuts.cheapest(lengths, ways, cuts.costs(model), config.seed)
 
 
 def choices(batch_size: int, world: int) -> list[int]:

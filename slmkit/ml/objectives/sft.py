@@ -56,7 +56,8 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long, "allow_truncation": "truncation" in run.ctx.execution.allow}
     encoded = chat.encode(data, run.tokenizer, **kwargs)
-    look.check(run.ctx, data, encoded, config.max_length)
+    if run.rank == 0:
+        look.check(run.ctx, data, encoded, config.max_length)
     held_out = chat.encode(validation, run.tokenizer, **kwargs) if validation else None
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
     if encoded.too_long:
