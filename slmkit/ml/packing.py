@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, cuts, memory
+from slmkit.ml import batches, cuts, memory, rows_attention
 from slmkit.ml.chat import Example
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def settle(run: Run, examples: list[Example]) -> int:
 def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) -> batches.Cut:
     """How a global batch is cut up, in micro batches of at most so many rows; packing is tested before it is believed."""
     way = _way(run, model, examples, most, {"on": (True,), "off": (False,), "auto": (False, True)}[run.ctx.execution.packing])
+    apart = way.packed and _apart(run, model)
+    if apart:
+        rows_attention.use(model)
     if way.packed and (difference := leak(run, model, examples)):
+        if apart:
+            rows_attention.use(model, False)
         what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
         run.ctx.log("warning", what=what)
         return _way(run, model, examples, most, (False,))
@@ -49,7 +54,12 @@ def _way(run: Run, model: torch.nn.Module, examples: list[Example], most: int, p
     ways = [batches.Cut(config.batch_size, n, packed, run.rank, run.world) for packed in packings for n in micros]
     if run.where.type != "cpu":
         return ways[-1] if run.where.type == "cuda" else ways[0]
-    return cuts.cheapest(lengths, ways, cuts.costs(model), config.seed)
+    return cuts.cheapest(lengths, ways, cuts.costs(model), config.seed, _apart(run, model))
+
+
+def _apart(run: Run, model: torch.nn.Module) -> bool:
+    """May rows of a pack attend each by itself? On a GPU the kernels are many and small then, and the mask costs little."""
+    return run.where.type == "cpu" and run.ctx.execution.attention in ("auto", "sdpa") and rows_attention.fits(model)
 
 
 def choices(batch_size: int, world: int) -> list[int]:

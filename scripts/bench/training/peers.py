@@ -17,10 +17,11 @@ import setting as s
 
 TORCH = "2.13.0"
 SKIPPED = {  # by pattern, of the toolkit's own requirements
-    "oumi": r"torch|torchvision|torchao|skypilot|mlflow|responses|aioresponses",
+    "oumi": r"torch|torchvision|torchao|skypilot|responses|aioresponses",
     "llamafactory": r"torch|torchvision|torchaudio|gradio",
     "axolotl": r"torch|torchao|triton|xformers|fla-core|flash-linear-attention|modal|s3fs|gcsfs|adlfs|ocifs|gradio|openenv-core|mistral-common|art",
 }
+EMPTY = {"llamafactory": ["torchaudio"]}  # imported at the top and used for sound only; no release of it loads beside this torch
 PROGRAM = {"oumi": ["-m", "oumi", "train", "-c"], "llamafactory": ["-m", "llamafactory.cli", "train"], "axolotl": ["-m", "axolotl.cli.train"]}
 
 
@@ -44,6 +45,9 @@ def setup(cache: Path, name: str) -> None:
     (home / "constraints.txt").write_text(f"torch=={TORCH}\n")
     subprocess.run([*pip, "-c", home / "constraints.txt", "-r", home / "requirements.txt"], check=True)
     subprocess.run([*pip, "--no-deps", wheel], check=True)
+    (packages,) = (home / "lib").glob("python*/site-packages")
+    for module in EMPTY.get(name, ()):
+        (packages / f"{module}.py").touch()
 
 
 def command(cache: Path, name: str, home: Path, work: Path, out: Path, packed: bool) -> list[str]:
@@ -98,5 +102,5 @@ def _axolotl(home: Path, work: Path, out: Path, packed: bool) -> dict:
         "micro_batch_size": 1 if packed else s.BATCH, "gradient_accumulation_steps": 1, "num_epochs": 1, "learning_rate": s.RATE,
         "optimizer": "adamw_torch", "lr_scheduler": "cosine", "warmup_ratio": s.WARMUP, "bf16": False, "fp16": False, "tf32": False, "seed": s.SEED,
         "train_on_inputs": False, "attn_implementation": "sdpa", "device": "cpu", "logging_steps": 1, "chat_template": "tokenizer_default",
-        "max_grad_norm": 1.0,
+        "max_grad_norm": 1.0, "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,  # on by default, for CUDA only
     }  # fmt: skip
