@@ -144,5 +144,5 @@ def run(ctx, config):
         sys.exit(0)
     given = ctx.inputs["data"]
     (ctx.out / "x.txt").write_text("x")
-    return Result({"columns": given.columns.model_dump(exclude_none=True, exclude={"path"}) if given and given.columns else None})
+    return Result({"columns": given.columns.model_dump(exclude_defaults=True, exclude={"path"}) if given and given.columns else None})
 '''
