@@ -6,7 +6,8 @@ for training), `pairs` (preferences, and prompts to generate from). docs/templat
 
 from __future__ import annotations
 
-from slmkit.ml.encode import IGNORED, Encoded, Example, encode
+from slmkit.ml.encode import encode
+from slmkit.ml.examples import IGNORED, Encoded, Example
 from slmkit.ml.pairs import Pair, Prompt, encode_pairs, prompts
 from slmkit.ml.templates import TEMPLATES, set_template, template_hash
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from slmkit.data.rows import SHOWN, Row, Rows
 from slmkit.errors import DataError, Problem
 from slmkit.ml import faithful, tokens
-from slmkit.ml.encode import TOO_LONG_SHARE, Problems, answer_span, each, is_chat
+from slmkit.ml.encode import Problems, answer_span, each, is_chat
+from slmkit.ml.examples import TOO_LONG_SHARE
 from slmkit.ml.render import Fault, Renderer, Thinking, Turn
 
 

@@ -9,7 +9,6 @@ the prompt as it is in use. Where they do not line up even so, the row is refuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Literal
@@ -110,17 +109,22 @@ class Renderer:
         before = self.prompt(messages[:k], tools) if k else self._opening(after, messages[0]["content"])
         if after.startswith(before):
             return Turn(k, before, after[len(before) :])
-        for reduced in _reduced(messages[:k]):
-            try:
-                short, whole = self.prompt(reduced, tools), self.text([*reduced, messages[k]], tools, False)
-            except Fault:  # it may refuse what is left; the whole conversation's fault is reported below
-                continue
-            if whole.startswith(short) and after.endswith(whole[len(short) :]):
-                self.count("turns_recomposed")
-                return Turn(k, before, whole[len(short) :])
+        written = self._without_what_moves(messages, k, tools)
+        if written and after.endswith(written):
+            self.count("turns_recomposed")
+            return Turn(k, before, written)
         where = f"…{_parting(before, after)!r} became …{_parting(after, before)!r}"
         mend = "mend the chat template: a turn may only be added at the end"
         raise Fault(f"the chat template does not render messages[{k}] as a continuation of what comes before: {where}", mend)
+
+    def _without_what_moves(self, messages: list[dict], k: int, tools: tuple[dict, ...]) -> str | None:
+        """What messages[k] adds to the conversation without earlier reasoning and system prompt; None if it does not line up even so."""
+        rest = [_without_reasoning(m) if m["role"] == "assistant" else m for m in messages[:k] if m["role"] not in ("system", "developer")]
+        try:
+            before, after = self.prompt(rest, tools), self.text([*rest, messages[k]], tools, False)
+        except Fault:  # the template may refuse what is left; what was wrong with the whole is what will be said
+            return None
+        return after[len(before) :] if after.startswith(before) else None
 
     def _opening(self, after: str, content: str) -> str:
         """The prompt of a conversation that the assistant begins: up to and with the first generation prompt."""
@@ -132,14 +136,6 @@ class Renderer:
             what = "the conversation begins with the assistant, and the chat template shows no place where such a turn would begin"
             raise Fault(what, mend="put a `system` or `user` message first")
         return after[: at + len(mark)]
-
-
-def _reduced(messages: list[dict]) -> Iterator[list[dict]]:
-    """The conversation without what templates are known to move or drop: earlier reasoning, the system prompt, both."""
-    silent = [_without_reasoning(m) if m["role"] == "assistant" else m for m in messages]
-    yield silent
-    yield [m for m in messages if m["role"] not in ("system", "developer")]
-    yield [m for m in silent if m["role"] not in ("system", "developer")]
 
 
 def _without_reasoning(message: dict) -> dict:

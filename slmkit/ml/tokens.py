@@ -8,19 +8,33 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from slmkit.data.rows import Row
 from slmkit.ml.render import Fault
 
-BATCH = 1000
-"""Rows whose texts and ids are held at once."""
+ROWS, CHARACTERS = 1000, 4_000_000
+"""What is rendered and tokenised at once: at most so many rows, and about so many characters (a tokenizer holds some 100 bytes a token)."""
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    remaining = iter(rows)
-    while part := list(islice(remaining, BATCH)):
+    part, weight = [], 0
+    for row in rows:
+        part.append(row)
+        weight += _characters(row)
+        if len(part) == ROWS or weight >= CHARACTERS:
+            yield part
+            part, weight = [], 0
+    if part:
         yield part
+
+
+def _characters(row: Row) -> int:
+    """About how many characters a row's renderings have: of every assistant turn, twice the conversation up to it."""
+    so_far, total = 0, 0
+    for message in (*row.messages, *row.chosen, *row.rejected):
+        so_far += len(message.get("content") or "")
+        total += 2 * so_far if message.get("role") == "assistant" else 0
+    return total + 2 * len(row.prompt) + len(row.completion) + len(row.text)
 
 
 def ids_of(tokenizer, texts: Iterable[str], *, special: bool = False) -> dict[str, array]:
