@@ -157,7 +157,8 @@ def _packed(given: Any) -> Any:
         return None
     columns = given.columns.model_dump() if given.columns else None
     plain = {f: getattr(given, f) for f in ("role", "name", "type", "uri", "digest", "revision", "manifest")}
-    return plain | {"path": str(given.path) if given.path else None, "columns": columns, "base": _packed(given.base), "files": given.files and [str(f) for f in given.files]}
+    files = given.files and [str(f) for f in given.files]
+    return plain | {"path": str(given.path) if given.path else None, "columns": columns, "base": _packed(given.base), "files": files}
 
 
 def _unpacked(body: Any) -> Any:

@@ -83,5 +83,5 @@ def test_what_was_asked_is_what_runs(tiny, rows_file, tmp_path):
         ctx = Context(tmp_path, tmp_path, {}, step.Execution(**asked), lambda *a, **k: None, lambda *a, **k: None, str)
         config = step.Config(model="$m", data="$d", method="lora", batch_size=8)
         run = training.Run(ctx, config, None, tokenizer, torch.device("cpu"), torch.float32)
-        cut = packing.cut(run, models.load(given(tiny, "model"), torch.device("cpu")), examples)
+        cut = packing.cut(run, models.load(given(tiny, "model"), torch.device("cpu")), examples, asked.get("micro_batch", 4))
         assert (cut.packed, cut.micro_batch)[: len(said)] == said
