@@ -53,7 +53,7 @@ def together(sizes: tuple[Size, ...]) -> Size:
     return Size(bytes=sum(known), path=sizes[0].path if len(sizes) == 1 else None) if len(known) == len(sizes) else Size()
 
 
-def rows(data: Size) -> tuple[int, int, int] | None:
+def rows(data: Size, model: Size) -> tuple[int, int, int] | None:
     """(rows, mean tokens, longest tokens) of a text file with a row a line, from its first megabyte; None for anything else."""
     if data.path is None or data.path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") or not data.bytes:
         return None
@@ -65,7 +65,19 @@ def rows(data: Size) -> tuple[int, int, int] | None:
     if not lines:
         return None
     count = round(data.bytes / (len(head) / len(lines))) if len(head) == 1 << 20 else len(lines)
-    return count, max(1, round(sum(lines) / len(lines) / BYTES_PER_TOKEN)), max(1, round(max(lines) / BYTES_PER_TOKEN))
+    each = bytes_per_token(head[: 1 << 15], model)
+    return count, max(1, round(sum(lines) / len(lines) / each)), max(1, round(max(lines) / each))
+
+
+def bytes_per_token(text: bytes, model: Size) -> float:
+    """By the model's own tokenizer where it is one file that the tokenizers library reads; else a rule of thumb."""
+    file = model.path / "tokenizer.json" if model.path else None
+    if file is None or not file.is_file() or file.stat().st_size > 8 << 20:  # a large vocabulary takes a second to read, and is near the rule
+        return BYTES_PER_TOKEN
+    from tokenizers import Tokenizer
+
+    count = len(Tokenizer.from_file(str(file)).encode(text.decode("utf-8", "ignore")).ids)
+    return len(text) / max(count, 1)
 
 
 def quantizing(bits: float, group_size: int, model: Size) -> dict[str, int]:

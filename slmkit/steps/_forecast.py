@@ -16,7 +16,7 @@ OVERHEAD = 4e-3  # seconds a layer takes in a forward and backward pass, whateve
 def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate.Size) -> dict[str, int | str]:
     """Everything that the sizes tell."""
     shape = _memory.shape(model.path) if model.path else None
-    about = _estimate.rows(data)
+    about = _estimate.rows(data, model)
     out: dict[str, int | str] = {}
     if about:
         count, mean, longest = about
