@@ -54,11 +54,12 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids and labels of all rows. Raises DataError."""
     config = run.config
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
-    kwargs |= {"thinking": config.thinking, "too_long": config.too_long, "allow_truncation": "truncation" in run.ctx.execution.allow}
-    encoded = chat.encode(data, run.tokenizer, **kwargs)
+    kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
+    allowed = "truncation" in run.ctx.execution.allow
+    encoded = chat.encode(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
     if run.rank == 0:
         look.check(run.ctx, data, encoded, config.max_length)
-    held_out = chat.encode(validation, run.tokenizer, **kwargs) if validation else None
+    held_out = chat.encode(validation, run.tokenizer, **kwargs, allow_truncation=allowed) if validation else None
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
     if encoded.too_long:
         run.ctx.log("rows_left_out", why="longer than max_length", count=len(encoded.too_long), lines=encoded.too_long[:5], file=data.name)
