@@ -102,8 +102,10 @@ class Terminal:
             self._write(text)
 
     def event(self, step: str, event: str, fields: dict) -> None:
-        """A line of events.jsonl, on the screen too with --verbose."""
-        if self.verbose:
+        """A line of events.jsonl, on the screen too with --verbose; a warning always."""
+        if event == "warning":
+            self.say(f"{step}: warning: {fields['what']}")
+        elif self.verbose:
             self.say(f"{step}: {event}" + "".join(f"  {k}={v}" for k, v in fields.items()))
 
     def _write(self, text: str) -> None:

@@ -185,12 +185,15 @@ def check_tokens(ctx: Context, data: Rows, tokens: dict) -> None:
 
 
 def _settle(ctx: Context, facts: dict, seconds: float = 0.0) -> None:
+    told = {f["what"] for f in facts.get("findings", [])}
     found = findings(facts, tuple(ctx.execution.allow))
     facts["findings"] = [asdict(f) for f in found]
     (ctx.out / FILE).write_text(json.dumps(_portable(facts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     by_level = Counter(f.level for f in found)
     ctx.log("data", rows=facts["data"]["rows"], errors=by_level["error"], warnings=by_level["warning"], said=[f.what for f in found],
             cpu_seconds=round(seconds, 2))
+    for one in (f for f in found if f.level == "warning" and f.what not in told):
+        ctx.log("warning", what=one.what)
     errors = [f for f in found if f.level == "error"]
     if errors:
         raise DataError([_problem(f, ctx.step) for f in errors], "`slmkit data RECIPE` shows all of it")

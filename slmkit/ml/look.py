@@ -18,8 +18,16 @@ def tokens(encoded: chat.Encoded, max_length: int) -> dict:
     made = encoded.examples
     return {
         "lengths": [len(e.ids) for e in made], "trained": [e.trained for e in made], "lines": [e.line for e in made],
-        "left_out": list(encoded.too_long), "cut": dict(encoded.cut), "max_length": max_length,
+        "left_out": list(encoded.too_long), "cut": _cut(encoded), "max_length": max_length,
     }
+
+
+def _cut(encoded: chat.Encoded) -> dict:
+    """Rows cut, by the side they lost, and how many lost a part of an answer."""
+    if not encoded.cut:
+        return {}
+    side = {"end": "right", "start": "left"}[encoded.cut["side"]]
+    return {side: encoded.cut["rows"], "answers_cut": encoded.cut["answers_cut"]}
 
 
 def check(ctx: Context, data: Rows, encoded: chat.Encoded, max_length: int) -> None:

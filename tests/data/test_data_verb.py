@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from slmkit import demo
 from tests.support.cli import Cli
+from tests.support.hub import Hub
 
 
 @pytest.fixture
@@ -69,3 +71,11 @@ def test_what_cannot_be_looked_at_is_said(project: Cli) -> None:
     done = project("data", "p/recipe.yaml", "score")
     assert done.returncode == 2 and "sft" in done.stderr
     assert project("data", "p/recipe.yaml", "--html", "no/such/x.html").returncode == 1
+
+
+def test_a_model_of_the_hub_is_looked_at_without_its_weights(project: Cli) -> None:
+    with Hub() as hub:
+        hub.commit_folder("me/student", demo.path("student"))
+        done = project("data", "p/recipe.yaml", "--set", "base=hf:me/student", "--no-locked", **hub.environment(project.folder / "hub"))
+        assert done.returncode == 0 and "⟦" in done.stdout, done.stderr
+        assert hub.count("tokenizer.json") and not hub.count("safetensors")
