@@ -21,6 +21,7 @@ SKIPPED = {  # by pattern, of the toolkit's own requirements
     "llamafactory": r"torch|torchvision|torchaudio|gradio",
     "axolotl": r"torch|torchao|triton|xformers|fla-core|flash-linear-attention|modal|s3fs|gcsfs|adlfs|ocifs|gradio|openenv-core|mistral-common|art",
 }
+PACKS = 25  # of setting.LENGTH tokens, in the training rows
 EMPTY = {"llamafactory": ["torchaudio"]}  # imported at the top and used for sound only; no release of it loads beside this torch
 PROGRAM = {"oumi": ["-m", "oumi", "train", "-c"], "llamafactory": ["-m", "llamafactory.cli", "train"], "axolotl": ["-m", "axolotl.cli.train"]}
 
@@ -72,6 +73,8 @@ def _oumi(home: Path, work: Path, out: Path, packed: bool) -> dict:
         "logging_steps": 1, "enable_wandb": False, "enable_tensorboard": False, "save_final_model": True, "max_grad_norm": 1.0,
         "optimizer": "adamw_torch",
     }  # fmt: skip
+    if packed:  # its packs are a stream, which wants to know its end; and it packs whole chats: all tokens are learned
+        training["max_steps"] = PACKS
     return {
         "model": {"model_name": str(home / "model"), "torch_dtype_str": "float32", "model_max_length": s.LENGTH, "device_map": "cpu"},
         "data": {"train": data},
