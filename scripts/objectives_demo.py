@@ -118,7 +118,7 @@ def preferred(out: Path, objective: str) -> None:
         else:
             made.append(rows.Row(i, chat(note), chosen=good if i % 2 else bad, label=bool(i % 2)))
     data = rows.of("notes", "preference" if objective == "dpo" else "label", made)
-    config = {"objective": objective, "method": "lora", "lora": {"r": 16}, "learning_rate": 1e-3, "batch_size": 16, "max_steps": 60}
+    config = {"objective": objective, "method": "lora", "lora": {"r": 16}, "learning_rate": 3e-4, "batch_size": 16, "max_steps": 60}
     run(out / objective, model, config, data)
     wanted = [f"{n} parcels" for _, n in held_out]
     before, after = (share(greedy(model, a, held_out), wanted) for a in (None, out / objective / "payload"))

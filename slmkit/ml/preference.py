@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from slmkit.data.rows import Rows
 from slmkit.errors import DataError, Problem, RecipeError
 from slmkit.ml import batches, models
+from slmkit.ml.examples import Example
 from slmkit.ml.packing import micro_batch
 from slmkit.ml.pairs import Pair, encode_pairs
 from slmkit.ml.training import Prepared, Run, steps
@@ -174,9 +175,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None, form: str) -> Prepare
     return Prepared(examples, steps(config, len(pairs)), values, measure if held_out else None, inputs, course)
 
 
-def _as_example(pair: Pair) -> Any:
-    from slmkit.ml.encode import Example
-
+def _as_example(pair: Pair) -> Example:
     whole = pair.prompt + pair.chosen
     return Example(pair.line, whole, ((len(pair.prompt), len(whole)),))
 

@@ -63,6 +63,7 @@ def _score(name: str, said: Any, code: Path | None) -> Callable[[Answer], float]
     if name == "regex":
         return lambda a: regex(a.text, said.pattern, said.match)
     if name == "json_schema":
+        check_schema(said.json_schema)
         return lambda a: json_schema(a.text, said.json_schema)
     if name == "length":
         return lambda a: length(a.tokens if said.unit == "tokens" else len(a.text), said.min, said.max)
@@ -93,6 +94,19 @@ def last_number(text: str) -> float | None:
 def regex(text: str, pattern: str, match: str = "full") -> float:
     compiled = re.compile(pattern, re.DOTALL)
     return float(bool(compiled.fullmatch(text.strip()) if match == "full" else compiled.search(text)))
+
+
+def check_schema(schema: dict) -> None:
+    """Raise RecipeError for what is no JSON Schema."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as e:
+        place = ".".join(str(p) for p in ("json_schema", *e.absolute_path))
+        what = f"grpo.rewards: {place} is no JSON Schema: {e.message}"
+        raise RecipeError([Problem(what, mend="see https://json-schema.org/understanding-json-schema")]) from None
 
 
 def json_schema(text: str, schema: dict) -> float:

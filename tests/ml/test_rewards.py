@@ -50,6 +50,8 @@ def test_json_schema():
     schema = {"type": "object", "required": ["city"], "properties": {"city": {"enum": ["Graz"]}}}
     assert rewards.json_schema('{"city": "Graz"}', schema) == 1
     assert [rewards.json_schema(t, schema) for t in ("{}", '{"city": "Linz"}', "Graz", "```\n{}\n```", "")] == [0] * 5
+    with pytest.raises(RecipeError, match=r"json_schema.type is no JSON Schema"):
+        build({"json_schema": {"json_schema": {"type": "objekt"}}})
 
 
 @given(st.integers(0, 100), st.integers(0, 50), st.integers(1, 50))
