@@ -22,7 +22,7 @@ from tests.support.drive import given
 
 QUICK = {"model": "m", "data": "d", "max_steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 3e-3, "precision": "fp32",
          "method": "lora", "lora": {"r": 4, "alpha": 8}}  # fmt: skip
-EXACT = {"rewards": [{"exact_match": {}}], "generations": 4, "max_new_tokens": 4}
+EXACT = {"rewards": [{"exact_match": {}}, {"length": {"max": 2, "unit": "characters"}}], "generations": 4, "max_new_tokens": 4}
 
 
 def said(text: str) -> tuple[dict, ...]:
@@ -106,7 +106,12 @@ def test_kto_learns_what_is_good(tmp_path, tiny):
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_how_a_step_is_cut_up_does_not_change_it(tmp_path, tiny, objective):
     """20 rows in steps of 8: the last step of an epoch has 4 rows, and micro batches to which nothing is dealt."""
-    some = [Tried(tmp_path / str(m), tiny, objective, {"micro_batch": m}, batch_size=8, max_steps=3) for m in (1, 2, 8)]
+    more = {"batch_size": 8, "max_steps": 4, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}
+    if objective == "kto":
+        more |= {"kto": {"desirable_weight": 20.0}, "max_steps": 6}  # raises the answers of strangers too
+    some = [Tried(tmp_path / str(m), tiny, objective, {"micro_batch": m}, **more) for m in (1, 2, 8)]
+    if objective == "kto":
+        assert some[0].named("step")[-1]["kl"] > 0.01  # else the divergence would be tried by nothing
     weights = [load_file(next(t.out.glob("*.safetensors"))) for t in some]
     for other in weights[1:]:
         for name, tensor in weights[0].items():
@@ -178,6 +183,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, tiny, killed, objecti
     whole = Tried(tmp_path, tiny, objective, {"checkpoint_every": 1}, batch_size=8)
     resumed = Tried(killed / objective, tiny, objective, {"checkpoint_every": 1}, batch_size=8)
     assert resumed.named("resumed") == [{"event": "resumed", "step": 4}] and resumed.bytes == whole.bytes
+    assert all(v.abs().max() > 1e-4 for k, v in load_file(whole.out / "adapter_model.safetensors").items() if "lora_B" in k)  # it learned
 
 
 def refused(**more) -> str:
