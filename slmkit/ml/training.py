@@ -61,6 +61,8 @@ class Prepared:
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
     """Train in this process, or on several. `data` and `validation` were read and checked already."""
     processes = launch.wanted(ctx.execution.processes, ctx.execution.device)
+    if processes > 1 and config.objective != "sft":
+        raise UsageError(f"objective {config.objective} runs in one process so far", mend="write `execution.processes: 1`")
     if processes > 1:
         packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
         return launch.run(ctx, "train", config, processes)
