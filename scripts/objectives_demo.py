@@ -55,7 +55,7 @@ def run(out: Path, model: Path, config: dict, data: rows.Rows, held_out: rows.Ro
             said = {k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()}
             print(event, json.dumps(said), flush=True)
 
-    given = {"model": Given("model", "student", "model", str(model), model), "data": Given("data", "notes", "dataset", "notes", None)}
+    given = {"model": Given("model", "student", "model", str(model), model), "data": (Given("data", "notes", "dataset", "notes", None),)}
     said = SIZE | config | {"model": "student", "data": "notes"} | ({"validation": "held-out"} if held_out else {})
     context = Context(out / "payload", out / "state", given, train.Execution(), log, lambda *a, **k: None, lambda name: "")
     start = time.perf_counter()

@@ -65,7 +65,7 @@ class Tried:
         if code:
             more["reward_code"] = str(code)
         train_rows = given_rows if given_rows is not None else data(FORMS[objective])
-        inputs = {"model": given(model, "model", name="base"), "data": given("d", "dataset", "data")}
+        inputs = {"model": given(model, "model", name="base"), "data": (given("d", "dataset", "data"),)}
         inputs["reward_code"] = given(code, "code") if code else None
         ctx = Context(
             out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**(execution or {})),
