@@ -1,7 +1,7 @@
 """What a training takes at its peak, by part, before anything heavy is imported: from the shapes in config.json and the safetensors headers.
 
-The factors were fitted to measured peaks of Llama shapes from 0.4M to 75M parameters on a CPU (`scripts/bench/memory` measures them again,
-beside the estimate). On a GPU the same sums hold without the libraries' own share; there they are not measured yet.
+The factors were fitted to measured peaks of Llama shapes from 0.4M to 75M parameters on a CPU. On a GPU the same sums are taken without the
+libraries' own share; there they are not measured yet.
 """
 
 from __future__ import annotations
