@@ -33,6 +33,13 @@ def is_data(name: str) -> bool:
 
 def of(path: Path, matched: tuple[Path, ...] | None, split: str | None, name: str) -> list[Path]:
     """The files to read, in order. Raises DataError when there is no telling, or a split that cannot be."""
+    try:
+        return _of(path, matched, split, name)
+    except PermissionError as e:
+        raise broken_file(name, f"cannot be read: {e.strerror}", "check who may read the file and the folders above it") from None
+
+
+def _of(path: Path, matched: tuple[Path, ...] | None, split: str | None, name: str) -> list[Path]:
     if matched is not None:
         found = [f for f in matched if f.is_file()]
         if split:
