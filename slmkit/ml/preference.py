@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
@@ -90,9 +91,10 @@ class Preferring:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         inputs = dict(inputs)
         weight = inputs.pop(WEIGHT)
-        if not weight:
+        if not weight and self.cut.world == 1:  # of several processes all must take part: TRL gathers in here
             return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
-        self.content += float(inputs["attention_mask"].sum())
+        if weight:
+            self.content += float(inputs["attention_mask"].sum())
         return super().compute_loss(model, inputs) * weight
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -210,8 +212,8 @@ def cut(run: Run) -> batches.Cut:
     return batches.Cut(run.config.batch_size, micro, False, run.rank, run.world)
 
 
-def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, refer: Callable[[Preferring, Table], None]) -> None:
-    """Give a new trainer its rows, and ask the model, untrained, what it makes of them."""
+def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, ask: Callable[[Preferring, Table, list[int]], list[dict]]) -> None:
+    """Give a new trainer its rows, and ask the model, untrained, what it makes of them (`ask`: some rows of a table → what to keep of each)."""
     examples = prepared.examples
     trainer.table, trainer.cut, trainer.content, examples.trainer = examples.train, cut_, 0.0, trainer
     peft = getattr(trainer.model, "peft_config", {})
@@ -219,4 +221,19 @@ def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, refer: Cal
         trainer.model.delete_adapter("ref")
     for table in (examples.train, examples.held_out):
         if table is not None:
-            refer(trainer, table)
+            _refer(trainer, table, ask)
+
+
+def _refer(trainer: Preferring, table: Table, ask: Callable[[Preferring, Table, list[int]], list[dict]]) -> None:
+    """Fill `table.extra`. Several processes share the work; each asks equally often, since the model itself may be shared among them."""
+    longest = sorted(range(len(table)), key=lambda i: -len(table.pairs[i]))
+    parts = [longest[i : i + trainer.cut.micro_batch] for i in range(0, len(longest), trainer.cut.micro_batch)]
+    found: dict[int, dict] = {}
+    for at in range(0, len(parts), trainer.cut.world):
+        part = parts[min(at + trainer.cut.rank, len(parts) - 1)]
+        found |= dict(zip(part, ask(trainer, table, part), strict=True))
+    if trainer.cut.world > 1:
+        of_all: list = [None] * trainer.cut.world
+        dist.all_gather_object(of_all, found)
+        found = {i: extra for one in of_all for i, extra in one.items()}
+    table.extra = [(table.extra[i] if table.extra else {}) | found[i] for i in range(len(table))]

@@ -61,10 +61,9 @@ class Prepared:
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
     """Train in this process, or on several. `data` and `validation` were read and checked already."""
     processes = launch.wanted(ctx.execution.processes, ctx.execution.device)
-    if processes > 1 and config.objective != "sft":
-        raise UsageError(f"objective {config.objective} runs in one process so far", mend="write `execution.processes: 1`")
     if processes > 1:
-        packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
+        if config.objective != "grpo":  # which cuts up answers, not rows, and checks that itself
+            packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
         return launch.run(ctx, "train", config, processes)
     given, here = ctx.inputs["model"], launch.place()
     where = _device(ctx.execution.device, here)

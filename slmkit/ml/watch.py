@@ -39,7 +39,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **_):
         if state.global_step not in self.marks:
             return
-        value = self.measure(model)
+        value = _agreed(self.measure(model))
         state.log_history.append({"validation_loss": value, "step": state.global_step})
         if self.first:
             self.ctx.log("validation", step=state.global_step, loss=value)
@@ -94,6 +94,14 @@ class Watch(TrainerCallback):
             return
         checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.ctx.log("checkpoint", step=state.global_step)
+
+
+def _agreed(value: float) -> float:
+    """The first process's number: all decide by it when to stop, and none may come to another answer."""
+    said = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said)
+    return said[0]
 
 
 def read_best(state: Path) -> dict | None:

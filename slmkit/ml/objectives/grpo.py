@@ -27,10 +27,17 @@ KINDS = ("content", "format")
 
 
 class Groups(Sampler):
-    """For each micro batch of a step, the rows of the whole step: every prompt `generations` times. A last, short step is filled from the front."""
+    """For each micro batch of a step, this process's rows of the whole step: every prompt `generations` times. A last, short step is
+    filled from the front.
 
-    def __init__(self, count: int, prompts: int, generations: int, accumulation: int, seed: int):
+    Each of several processes samples an equal run of the answers; TRL gathers their rewards in that order before it compares within
+    groups, so a group may lie on two processes.
+    """
+
+    def __init__(self, count: int, prompts: int, generations: int, accumulation: int, seed: int, rank: int = 0, world: int = 1):
         self.count, self.prompts, self.generations, self.accumulation, self.seed, self.epoch = count, prompts, generations, accumulation, seed, 0
+        share = prompts * generations // world
+        self.mine = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return -(-self.count // self.prompts) * self.accumulation
@@ -43,7 +50,7 @@ class Groups(Sampler):
         for start in range(0, self.count, self.prompts):
             drawn = [order[i % self.count] for i in range(start, start + self.prompts)]
             for _ in range(self.accumulation):
-                yield [i for i in drawn for _ in range(self.generations)]
+                yield [i for i in drawn for _ in range(self.generations)][self.mine]
 
 
 class _Trainer(GRPOTrainer):
@@ -62,7 +69,8 @@ class _Trainer(GRPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        sampler = Groups(len(self.prompts), self.batch_size, args.num_generations, args.gradient_accumulation_steps, args.seed)
+        place = (args.process_index, args.world_size)
+        sampler = Groups(len(self.prompts), self.batch_size, args.num_generations, args.gradient_accumulation_steps, args.seed, *place)
         return batches.Loader(self.train_dataset, batch_sampler=sampler, collate_fn=list, num_workers=args.dataloader_num_workers)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list, None, dict]:
