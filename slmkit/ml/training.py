@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from slmkit.data.rows import Rows
@@ -90,7 +91,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
         curves.draw(trainer.state.log_history, ctx.out / "loss.png")
         _save(run, trainer.model)
     seconds = time.perf_counter() - started
-    cost = {"seconds": seconds, "tokens": int(trainer.content), "peak_memory_bytes": models.peak_memory(where)}
+    cost = {"seconds": seconds, "tokens": int(_of_all(run, trainer.content)), "peak_memory_bytes": models.peak_memory(where)}
     del trainer, model
     models.free()
     card = cards.trained(given, ctx.inputs["data"], config, values, adapter=config.method != "full")
@@ -128,10 +129,19 @@ def _trainer(run: Run, objective, model, prepared: Prepared) -> Trainer:
     for name, parameter in model.named_parameters():
         if name in full:
             parameter.data = full[name]
-    trainer.add_callback(watch.Watch(run.ctx, run.config, prepared.steps, prepared.measure, run.where, run.rank == 0, lambda: trainer.content))
+    trainer.add_callback(watch.Watch(run.ctx, run.config, prepared.steps, prepared.measure, run.where, run.rank == 0, lambda: trainer.content * run.world))
     if trainer.args.world_size != run.world:
         raise StepFailed(f"{run.world} processes were asked for, and the trainer sees {trainer.args.world_size}")
     return trainer
+
+
+def _of_all(run: Run, count: float) -> float:
+    """The sum of a count over the processes."""
+    if run.world == 1:
+        return count
+    total = torch.tensor(count, dtype=torch.float64, device=run.where)
+    dist.all_reduce(total)
+    return total.item()
 
 
 def _go(run: Run, trainer: Trainer, total: int) -> str | None:

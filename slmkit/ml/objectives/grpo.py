@@ -65,7 +65,7 @@ class _Trainer(GRPOTrainer):
 
     @property
     def content(self) -> float:
-        return float(self.state.num_input_tokens_seen)  # prompts and answers
+        return self.state.num_input_tokens_seen / self.args.world_size  # prompts and answers; TRL counts those of all processes
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
