@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather, pad_across_processes
 from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
@@ -216,12 +217,23 @@ def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, ask: Calla
     """Give a new trainer its rows, and ask the model, untrained, what it makes of them (`ask`: some rows of a table → what to keep of each)."""
     examples = prepared.examples
     trainer.table, trainer.cut, trainer.content, examples.trainer = examples.train, cut_, 0.0, trainer
+    if cut_.world > 1:
+        trainer.accelerator.gather = _gather
     peft = getattr(trainer.model, "peft_config", {})
     if "ref" in peft:  # TRL's copy of the adapter as it began, which the values kept here make needless
         trainer.model.delete_adapter("ref")
     for table in (examples.train, examples.held_out):
         if table is not None:
             _refer(trainer, table, ask)
+
+
+def _gather(values: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, who need not have equally many; accelerate's own wants that, and TRL gathers each row's rewards with it."""
+    if values.ndim == 0:
+        return gather(values)
+    counts = gather(torch.tensor([len(values)], device=values.device)).tolist()
+    padded = gather(pad_across_processes(values, dim=0))
+    return torch.cat([part[:n] for part, n in zip(padded.split(max(counts)), counts, strict=True)])
 
 
 def _refer(trainer: Preferring, table: Table, ask: Callable[[Preferring, Table, list[int]], list[dict]]) -> None:
