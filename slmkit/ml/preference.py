@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
 from slmkit.errors import DataError, Problem, RecipeError
-from slmkit.ml import batches, models
+from slmkit.ml import batches, memory, models
 from slmkit.ml.examples import Example
-from slmkit.ml.packing import micro_batch
+from slmkit.ml.packing import choices, micro_batch
 from slmkit.ml.pairs import Pair, encode_pairs
 from slmkit.ml.training import Prepared, Run, steps
 
@@ -175,7 +175,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None, form: str) -> Prepare
         longest = [batches.pad([_as_example(p) for p in pairs[i : i + 4]]) for i in range(0, min(len(pairs), 256), 4)]
         return [{k: v.to(where) for k, v in batch.items() if k != "labels"} for batch in longest]
 
-    return Prepared(examples, steps(config, len(pairs)), values, measure if held_out else None, inputs, course)
+    return Prepared(examples, steps(config, len(pairs)), values, measure if held_out else None, inputs, course, settle(run, pairs))
 
 
 def _as_example(pair: Pair) -> Example:
@@ -208,8 +208,16 @@ def wanted(run: Run, data: Rows, forms: tuple[str, ...]) -> None:
         raise RecipeError([Problem(what, mend="remove it: the rows of a micro batch are padded")])
 
 
-def cut(run: Run) -> batches.Cut:
-    micro = micro_batch(run.ctx.execution.micro_batch, run.config.batch_size, run.world)
+def settle(run: Run, pairs: list[Pair]) -> int:
+    """The most rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
+    asked = run.ctx.execution.micro_batch
+    most = micro_batch(asked, run.config.batch_size, run.world)
+    answers = max(max(len(p.chosen), len(p.rejected or ())) for p in pairs)
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected or ())) for p in pairs)
+    return memory.settle(run, longest, answers, choices(run.config.batch_size, run.world), None if asked == "auto" else most)
+
+
+def cut(run: Run, micro: int) -> batches.Cut:
     return batches.Cut(run.config.batch_size, micro, False, run.rank, run.world)
 
 

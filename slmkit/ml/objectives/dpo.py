@@ -21,7 +21,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
-    said, cut = run.config.dpo, preference.cut(run)
+    said, cut = run.config.dpo, preference.cut(run, prepared.micro)
     args = arguments(
         run, DPOConfig, prepared.steps, cut.micro_batch, beta=said.beta, loss_type=[said.loss], label_smoothing=said.label_smoothing,
         max_length=None, precompute_ref_log_probs=True, disable_dropout=False,

@@ -71,7 +71,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
-    said, cut = run.config.kto, preference.cut(run)
+    said, cut = run.config.kto, preference.cut(run, prepared.micro)
     args = arguments(
         run, KTOConfig, prepared.steps, cut.micro_batch, beta=said.beta, desirable_weight=said.desirable_weight,
         undesirable_weight=said.undesirable_weight, max_length=None, precompute_ref_log_probs=True, disable_dropout=False,
