@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = 600e6  # torch, transformers, peft, trl and their work space, resident
+LIBRARIES = 640e6  # torch, transformers, peft, trl: 560 MB resident once imported, and their work space, 80 MB with a model of 1M weights
 LOGIT = 12  # bytes a logit: itself, its float copy, its gradient
 ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
 TILE = (4096, 8192)  # tokens and vocabulary of the tile in which TRL's fused head makes logits
+TILED = 32  # bytes a logit of that tile where torch's own operations work on it: itself, its floats, exponentials, products, masks
 SAMPLED = 12  # bytes a logit of the token that is drawn: itself, sorted or scaled, its probability
 TRANSIENT = 5  # × the MLP's width: what the backward pass of one layer holds at once
 
@@ -50,7 +51,8 @@ def shape(folder: Path) -> Shape | None:
     heads = inner.get("num_attention_heads") or 1
     cached = 2 * (inner.get("head_dim") or hidden // heads) * (inner.get("num_key_value_heads") or heads)
     linear = size.parameters - vocabulary * hidden * (1 if inner.get("tie_word_embeddings", True) else 2)
-    return Shape(size.parameters, max(linear, 0), size.bytes, size.sides, layers, hidden, inner.get("intermediate_size") or 4 * hidden, vocabulary, cached)
+    mlp = inner.get("intermediate_size") or 4 * hidden
+    return Shape(size.parameters, max(linear, 0), size.bytes, size.sides, layers, hidden, mlp, vocabulary, cached)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     if load.copies:
         found["reference"] = weights * load.copies
     if load.sampled:  # sampling and learning take turns: what counts is the larger
-        held = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
-        found["sampling"] = max(0, held - found["activations"] - found["logits"])
+        kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
+        found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
     file = 0 if load.gpu else model.bytes
     loading = found["libraries"] + (file * 3 if four_bit else file + model.parameters * held)
     return {k: int(v) for k, v in found.items()} | {"peak": int(max(loading, sum(found.values())))}
@@ -117,7 +119,7 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
 def _logits(model: Shape, load: Load, tokens: int) -> int:
     if not load.fused:
         return load.micro * load.trained * model.vocabulary * LOGIT
-    tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * 4 * 2
+    tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
     return tile + tokens * model.hidden * 4 * 3 + (model.vocabulary * model.hidden * 4 if load.method == "full" else 0)
 
 
