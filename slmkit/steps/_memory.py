@@ -93,7 +93,9 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     held = 4 if full else load.width
     adapter = 0 if full else load.rank * model.sides
     rest = model.parameters - model.linear
-    weights = model.linear * 0.53 + rest * held + model.bytes * (not load.gpu) if four_bit else model.parameters * held
+    # what is not packed stays a view of the file, and so all of it mapped, unless its number format is changed
+    mapped = model.bytes if not load.gpu and model.bytes >= 0.9 * model.parameters * held and model.bytes < 1.5 * model.parameters * held else 0
+    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * held
     tokens = load.micro * load.length * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
@@ -112,7 +114,7 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
         kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
         found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
     file = 0 if load.gpu else model.bytes
-    loading = found["libraries"] + (file * 3 if four_bit else file + model.parameters * held)
+    loading = found["libraries"] + (file * 3 if four_bit and mapped else file + model.parameters * held)
     return {k: int(v) for k, v in found.items()} | {"peak": int(max(loading, sum(found.values())))}
 
 
