@@ -23,7 +23,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
 from slmkit.steps._estimate import Size, weights
 from slmkit.steps._registry import Kind
-from slmkit.steps._step import NAME, Born
+from slmkit.steps._step import NAME, Born, Columns, How, Part
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,15 @@ def _named(name: str, said: dict) -> dict:
 
 
 def identity(config: Any, kind: Kind) -> dict:
-    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default."""
-    inputs_named = {role for role in kind.takes if not isinstance(getattr(config, role, None), int | float)}  # `validation: 0.1` names no input
+    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default, How out."""
+    inputs_named = {role for role in kind.takes if _names_input(getattr(config, role, None))}
     body = config.model_dump(mode="json", exclude=inputs_named)
     return _without_born(body, config)
+
+
+def _names_input(value: Any) -> bool:
+    """Does a role's value stand for an input? `validation: 0.1` and `teacher: {model: …, base_url: …}` do not: they are config."""
+    return not isinstance(value, int | float) and (isinstance(value, Columns) or not isinstance(value, Part))
 
 
 def planned_identity(planned: Planned) -> dict:
@@ -220,8 +225,9 @@ def planned_identity(planned: Planned) -> dict:
 def _without_born(body: dict, config: Any) -> dict:
     out = {}
     for key, value in body.items():
-        born = next((m for m in type(config).model_fields[key].metadata if isinstance(m, Born)), None)
-        if born is not None and value == born.default:
+        metadata = type(config).model_fields[key].metadata
+        born = next((m for m in metadata if isinstance(m, Born)), None)
+        if any(isinstance(m, How) for m in metadata) or (born is not None and value == born.default):
             continue
         below = getattr(config, key)
         out[key] = _without_born(value, below) if hasattr(type(below), "model_fields") else value
