@@ -23,7 +23,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
 from slmkit.steps._estimate import Size, weights
 from slmkit.steps._registry import Kind
-from slmkit.steps._step import Born, Columns, How, Part
+from slmkit.steps._step import NAME, Born, Columns, How, Part
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Planner:
         row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         estimate = kind.hook("estimate")
-        row = replace(row, action=action, why=why, estimate=estimate(config, execution, self._sizes(planned)) if estimate else {})
+        row = replace(row, action=action, why=why, estimate=_named(name, estimate(config, execution, self._sizes(planned))) if estimate else {})
         self.rows[name] = row
         return row
 
@@ -161,7 +161,7 @@ class _Planner:
         blocked = row.kind.hook("blocked")
         reason = blocked(row.config, row.execution) if blocked else None
         if reason:
-            return "blocked", (reason,)
+            return "blocked", (reason.replace(NAME, row.name),)
         before = self.store.ref(self.recipe.name, row.name)
         why = reasons(before.manifest["fingerprint_payload"], row) if before and before.kind == row.kind.name else ("never built",)
         if self.store.place(row.kind.name, row.fingerprint).exists():
@@ -198,6 +198,11 @@ class _Planner:
         made = self.rows[planned.step]
         found = self.store.find(made.kind.name, made.fingerprint)
         return found.digest if found else None
+
+
+def _named(name: str, said: dict) -> dict:
+    """The estimate with the step's name where its texts leave room for one."""
+    return {k: v.replace(NAME, name) if isinstance(v, str) else v for k, v in said.items()}
 
 
 def identity(config: Any, kind: Kind) -> dict:

@@ -49,7 +49,7 @@ BASE = {
             "max_grad_norm": 1.0, "validate_every": 4, "early_stopping": {"patience": 2, "min_delta": 0.1}, "keep": "last",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
-                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5,
+                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "sharding": "none", "workers": 0, "checkpoint_every": 5,
                 "gradient_checkpointing": False,
                 "attention": "sdpa", "trackers": [], "allow": [],
             },
@@ -83,7 +83,7 @@ OTHER = {  # another valid value for every field
         "learning_rate": 2e-3, "schedule": "cosine",
         "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all",
         "thinking": "strip",
-        "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
+        "execution.packing": "on", "execution.processes": 2, "execution.sharding": "fsdp", "execution.trackers": ["tensorboard"],
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7, "on_bad_row": "skip",

@@ -222,7 +222,18 @@ def _reference(text: str, store) -> str:
     return str(store.resolve(text).path)
 
 
-def _build(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
+def _build(*asked) -> None:
+    """Build, unless this is one of several processes that were started together: then the first builds, and the others help it."""
+    from slmkit.steps import _world
+
+    me = _world.member()
+    if me and me.rank:
+        raise typer.Exit(_world.follow(me))
+    with _world.leading(me):
+        _work(*asked)
+
+
+def _work(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
     from slmkit.cli.out import Stdout, Terminal
 
     stdout = Stdout()

@@ -26,6 +26,9 @@ TYPES = ("model", "adapter", "dataset", "task", "scores", "code", "template")
 """Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
 code is a Python file of the user's; template is a Jinja file."""
 
+NAME = "<step>"
+"""Stands for the step's name in what the hooks `estimate` and `blocked` say, which are told none; the plan puts it in."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(
