@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ from slmkit.serve.app import Served, app
 from slmkit.serve.bench import Bench
 from slmkit.steps._step import Given
 
+PARENT = "SLMKIT_SERVE_FOR"  # set by slmkit.teach.hosted
 GRACE = 60  # seconds that running requests get
 
 
@@ -39,6 +44,7 @@ def run(given: dict[str, Given], place: Place, batch: int, key: str | None, read
     writers[first], speakers[first] = teacher.load(base, where, models.DTYPES.get(place.dtype))
     for name, adapter in others:
         writers[name], speakers[name] = _adapter(name, adapter, first, base, where)
+    _end_with(os.environ.get(PARENT))
     bench = Bench(lambda name, asks, each: writers[name].write(asks, each), batch)
     config = uvicorn.Config(app(Served(speakers, bench, key)), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, lifespan="off")
     server = _Server(config, lambda: ready(f"http://{_host(place.host)}:{listener.getsockname()[1]}/v1"))
@@ -71,6 +77,19 @@ def _adapter(name: str, adapter: Given, first: str, base: Given, where) -> tuple
     if adapter.base is not None and Path(adapter.base.path).resolve() != Path(base.path).resolve() and adapter.base.digest != base.digest:
         raise UsageError(f"--adapter {name} was trained on {adapter.base.uri}, and {first} is another model", mend="serve its own base")
     return teacher.load(adapter, where)
+
+
+def _end_with(parent: str | None) -> None:
+    """Of a server that runs for another process: end when that is gone. A kill -9 tells nobody, but it changes our parent."""
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _listen(host: str, port: int) -> socket.socket:

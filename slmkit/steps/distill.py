@@ -172,6 +172,9 @@ class Execution(StepExecution):
     """Keep below the account's limit of requests, rather than run into it."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Keep below the account's limit of tokens."""
+    transport: Literal["auto", "serve"] = "auto"
+    """auto: an endpoint is called, a local teacher runs in this process. serve: a local teacher runs in a `slmkit serve` of its own, which
+    is started and stopped here, and is asked over HTTP. The answers count as the same ones."""
     device: Device = "auto"
     """Of a local teacher: auto, cpu, mps, cuda or cuda:N."""
 
@@ -180,7 +183,10 @@ def blocked(config: Config, execution: Execution) -> str | None:
     """A key that is not set is known before anything runs."""
     import os
 
-    name = config.teacher.api_key_env if isinstance(config.teacher, Teacher) else None
+    endpoint = isinstance(config.teacher, Teacher)
+    if endpoint and execution.transport == "serve":
+        return "`execution.transport: serve` is for a local teacher, and this one is an endpoint"
+    name = config.teacher.api_key_env if endpoint else None
     if name and not os.environ.get(name):
         return f"the environment variable {name} is not set (the teacher's key)"
     return None

@@ -100,9 +100,10 @@ def over_budget(desk: Desk, held: Held, rest: Iterator[Request | None]) -> OverB
     )
 
 
-def first_of(requests: Iterator[Request | None]) -> tuple[Request | None, Iterator[Request | None]]:
-    """The first that must be asked, and all from there."""
+def first_unanswered(desk: Desk, requests: Iterator[Request]) -> tuple[bool, Iterator[Request]]:
+    """Is there anything to ask? And the requests from there, those that the ledger holds counted as hits."""
     for one in requests:
-        if one is not None:
-            return one, chain([one], requests)
-    return None, iter(())
+        if one not in desk.ledger:
+            return True, chain([one], requests)
+        desk.hits += 1
+    return False, iter(())

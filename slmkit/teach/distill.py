@@ -10,12 +10,12 @@ from typing import Any
 
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
-from slmkit.steps._step import Context, Result
-from slmkit.teach import calls, dataset, filters, ledger, templates, verify
+from slmkit.steps._step import Context, Given, Result
+from slmkit.teach import calls, dataset, filters, hosted, ledger, templates, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
-from slmkit.teach.desk import Desk
+from slmkit.teach.desk import Desk, first_unanswered
 from slmkit.teach.endpoint import Route
 from slmkit.teach.job import Job
 from slmkit.teach.prompts import Prompt, Prompts
@@ -51,7 +51,7 @@ def run(ctx: Context, config: Any) -> Result:
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
     local = ctx.inputs.get("teacher")
-    model = f"{local.name}@{local.digest[:12]}" if local else config.teacher.model
+    model = name_of(local) if local else config.teacher.model
     who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
     account = ctx.state / "account"
     if not account.exists():
@@ -63,6 +63,11 @@ def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     return Desk(book, Budget(limits, prices, book.spent)), model, book
 
 
+def name_of(local: Given) -> str:
+    """What requests call a local teacher: by its content, so that another model of that name has another ledger."""
+    return f"{local.name}@{(local.digest or local.revision)[:12]}"
+
+
 def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> None:
     started = time.monotonic()
     before = desk.kept
@@ -72,13 +77,19 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> N
 
     desk.told = told
     requests: Iterator[Request] = stage()
-    if ctx.inputs.get("teacher"):
+    local, e, said = ctx.inputs.get("teacher"), ctx.execution, config.teacher
+    manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
+    if local and e.transport == "serve":
+        waiting, requests = first_unanswered(desk, requests)
+        if waiting:
+            with hosted.server(local, name_of(local), e) as url:
+                calls.carry(desk, requests, Route(url, None, None, e.timeout), manners)
+        return
+    if local:
         from slmkit.ml import teacher
 
-        return teacher.carry(desk, requests, ctx.inputs["teacher"], ctx.execution)
-    e, said = ctx.execution, config.teacher
+        return teacher.carry(desk, requests, local, e)
     key = ctx.secret(said.api_key_env) if said.api_key_env else None
-    manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
     calls.carry(desk, requests, Route(said.base_url, key, said.api_key_env, e.timeout), manners)
 
 
