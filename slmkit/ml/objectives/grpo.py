@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, models, pairs, preference, rewards, watch
+from slmkit.ml import answers, batches, models, pairs, preference, rewards, watch, writable
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -181,6 +181,7 @@ def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     config, said = run.config, run.config.grpo
     prompts, earns, ends = prepared.examples
+    writable.check(run, model, [[end] for end in sorted(ends)], share=1 - 1e-9, of="ends of turn")  # one of them must be within reach
     args = arguments(
         run, GRPOConfig, prepared.steps, micro_batch(run), rows=config.batch_size * said.generations,
         num_generations=said.generations, max_completion_length=said.max_new_tokens,

@@ -14,7 +14,7 @@ from trl import KTOConfig, KTOTrainer
 
 from slmkit.data.rows import Rows
 from slmkit.errors import DataError, Problem
-from slmkit.ml import batches, preference
+from slmkit.ml import batches, preference, writable
 from slmkit.ml.preference import Preferring, Table
 from slmkit.ml.training import Prepared, Run, arguments
 
@@ -68,6 +68,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     said, cut = run.config.kto, preference.cut(run)
+    writable.check(run, model, (p.chosen for p in prepared.examples.train.pairs if p.label))
     args = arguments(
         run, KTOConfig, prepared.steps, cut.micro_batch, beta=said.beta, desirable_weight=said.desirable_weight,
         undesirable_weight=said.undesirable_weight, max_length=None, precompute_ref_log_probs=True, disable_dropout=False,

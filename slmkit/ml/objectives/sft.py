@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, look, loss, memory, models, packing
+from slmkit.ml import batches, chat, look, loss, memory, models, packing, writable
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
 
@@ -85,6 +85,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
+    writable.check(run, model, ([i for start, end in e.spans for i in e.ids[max(start, 1) : end]] for e in prepared.examples))
     cut = packing.cut(run, model, prepared.examples, prepared.micro)
     args = arguments(
         run, SFTConfig, prepared.steps, cut.micro_batch, packing=False, max_length=None, shuffle_dataset=False,
