@@ -66,6 +66,11 @@ class Prompt:
     def prompt_ids(self) -> list[int]:
         return self.ids.tolist()
 
+    @property
+    def row(self) -> str:
+        """Where it came from: FILE:LINE."""
+        return f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+
     def __len__(self) -> int:
         return len(self.ids)
 

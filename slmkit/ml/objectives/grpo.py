@@ -127,7 +127,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         with torch.autocast(run.where.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
             written = answers.greedy(model, held_out, ends, pad, said.max_new_tokens, run.where)
         texts = run.tokenizer.batch_decode(written, skip_special_tokens=True)
-        given = [rewards.Answer(p.messages, t, p.answer, len(w)) for p, t, w in zip(held_out, texts, written, strict=True)]
+        given = [rewards.Answer(p.messages, t, p.answer, len(w), p.row) for p, t, w in zip(held_out, texts, written, strict=True)]
         each = {r.name: sum(r.score(a) for a in given) / len(given) for r in earns}
         reward = sum(r.weight * each[r.name] for r in earns)
         values.update({"validation_reward": reward} | {f"validation_reward_{name}": mean for name, mean in each.items()})
@@ -207,7 +207,7 @@ def _function(reward: rewards.Reward, prompts: list[pairs.Prompt]):
 
     def score(completions: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
         given = zip(completions, completion_ids, row, strict=True)
-        return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids))) for text, ids, i in given]
+        return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids), prompts[i].row)) for text, ids, i in given]
 
     score.__name__ = reward.name
     return score
