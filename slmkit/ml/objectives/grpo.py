@@ -141,7 +141,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:
-    preference.wanted(run, data, ("messages", "completion"))
+    preference.wanted(run, data)
     found = pairs.prompts(data, run.tokenizer, max_length=run.config.max_length, thinking=run.config.thinking)
     bare = [p for p in found.prompts if p.answer is None]
     needy = [r.name for r in earns if r.needs_reference]

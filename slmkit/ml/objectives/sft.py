@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, look, loss, memory, models, packing, writable
+from slmkit.ml import batches, chat, look, loss, memory, models, packing, pairs, writable
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
 
@@ -53,6 +53,9 @@ class _Trainer(SFTTrainer):
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids and labels of all rows. Raises DataError."""
     config = run.config
+    for rows in (data, validation):
+        if rows is not None:
+            pairs.refuse_form("sft", rows)
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
     allowed = "truncation" in run.ctx.execution.allow
