@@ -14,7 +14,6 @@ from typing import Any
 
 from slmkit.ml.render import REASONING, Fault, split_thinking
 
-
 _SWITCH = re.compile(r"/(no_)?think")
 
 

@@ -73,7 +73,7 @@ def written(name, messages, **more):
 def answers(name, *texts):
     """What a family's model writes for plain answers."""
     start = {"qwen3": "<think>\n\n</think>\n\n", "gptoss": "<|channel|>final<|message|>", "mistral_v03": " "}.get(name, "")
-    end = {"gemma": "<end_of_turn>", "gemma2": "<end_of_turn>", "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>", "phi4_mini": "<|end|>"}
+    end = dict.fromkeys(("gemma", "gemma2", "gemma3"), "<end_of_turn>") | dict.fromkeys(("phi3", "phi3_5", "phi4_mini"), "<|end|>")
     return [start + text + end.get(name, FAMILIES[name].eos) for text in texts]
 
 
