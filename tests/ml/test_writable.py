@@ -17,9 +17,7 @@ from tests.ml.test_objectives import Tried
 from tests.ml.test_train import run
 from tests.support.drive import given
 
-ROWS = [
-    {"messages": [{"role": "user", "content": f"parcel goes to {city}"}, {"role": "assistant", "content": f"~{city}"}]} for city in CITIES
-]
+ROWS = [{"messages": [{"role": "user", "content": f"parcel goes to {city}"}, {"role": "assistant", "content": f"~{city}"}]} for city in CITIES]
 
 
 def unseen(tiny: Path, folder: Path, tokens: tuple[str, ...], apart: float = 0.0) -> Path:
