@@ -56,7 +56,7 @@ def check(run: Run, model: torch.nn.Module, answers: Iterable[Iterable[int]], *,
     if _touched(rows, never) > share * len(rows):
         what = _said(run, rows, count, never, of, "that this model can never learn to write")
         raise RecipeError([Problem(f"{what}; {why}", mend=_mend(run, model))])
-    if _touched(rows, hardly) > share * len(rows):
+    if run.rank == 0 and _touched(rows, hardly) > share * len(rows):
         what = _said(run, rows, count, hardly, of, "that this model can write with little probability, whatever it learns")
         run.ctx.log("warning", what=f"{what}; {why}; {_mend(run, model)}")
 
