@@ -6,7 +6,7 @@ import random
 
 from slmkit.data import personal, xray
 from slmkit.data.rows import Rows
-from slmkit.ml import chat, models
+from slmkit.ml import chat, models, pairs
 from slmkit.steps._step import Context
 
 FIRST, DRAWN = 3, 2  # rows shown: the first ones, the longest, and some by chance
@@ -39,11 +39,30 @@ def examine(facts: dict, given, config, data: Rows) -> dict:
     """The facts with those of the tokens, and some rows as the model will see them. Loads the tokenizer, no weights."""
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
-    encoded = chat.encode(
-        data, tokenizer, loss_on=config.loss_on, max_length=config.max_length, ends=models.end_ids(given, tokenizer), thinking=config.thinking,
-        too_long=config.too_long, allow_truncation=True,
-    )  # fmt: skip
-    return xray.add_tokens(facts, **tokens(encoded, config.max_length)) | {"samples": samples(encoded, tokenizer, data.name, config.seed)}
+    pairs.refuse_form(config.objective, data)
+    encoded = _encoded(data, tokenizer, config, models.end_ids(given, tokenizer))
+    facts = xray.add_tokens(facts, **tokens(encoded, config.max_length))
+    if config.objective == "grpo":  # a prompt teaches nothing by itself: answers are sampled
+        facts["tokens"]["untrained"] = {"rows": 0, "shown": []}
+    return facts | {"samples": samples(encoded, tokenizer, data.name, config.seed)}
+
+
+def _encoded(data: Rows, tokenizer, config, ends: set[int]) -> chat.Encoded:
+    """The rows as the objective has them: of a pair both continuations, of grpo the prompts."""
+    kwargs = {"max_length": config.max_length, "thinking": config.thinking, "allow_truncation": True}
+    if config.objective == "sft":
+        return chat.encode(data, tokenizer, loss_on=config.loss_on, ends=ends, too_long=config.too_long, **kwargs)
+    if config.objective == "grpo":
+        asked = chat.prompts(data, tokenizer, **kwargs)
+        return chat.Encoded([chat.Example(p.line, p.ids, (), p.file) for p in asked.prompts], asked.too_long, asked.notes)
+    found = chat.encode_pairs(data, tokenizer, ends=ends, **kwargs)
+    made = []
+    for pair in found.pairs:
+        for ids in (pair.chosen, pair.rejected):
+            if ids is not None:
+                whole = pair.prompt + ids
+                made.append(chat.Example(pair.line, whole, ((len(pair.prompt), len(whole)),), pair.file))
+    return chat.Encoded(made, found.too_long, found.notes)
 
 
 def samples(encoded: chat.Encoded, tokenizer, name: str, seed: int) -> list[dict]:

@@ -144,6 +144,33 @@ def test_grpo_with_a_function_of_ones_own(tmp_path, tiny):
     assert Tried(tmp_path, tiny, "grpo", code=code, grpo=grpo, max_steps=2).values["reward_of_score"] > 0
 
 
+def test_a_function_that_raises_stops_with_its_row(tmp_path, tiny):
+    code = tmp_path / "mine.py"
+    code.write_text("def score(prompt, answer, reference):\n    return 1 if 'Linz' not in reference else undefined\n")
+    grpo = {"rewards": [{"python": {"function": "score"}}], "generations": 2, "max_new_tokens": 2}
+    with pytest.raises(StepFailed, match=r"NameError: name 'undefined' is not defined on row .*rows.jsonl:\d+|on row line \d+") as failed:
+        Tried(tmp_path, tiny, "grpo", code=code, grpo=grpo, max_steps=6)
+    assert failed.value.where == f"{code}:2"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize(("method", "precision"), [("qlora", "fp32"), ("qlora", "bf16"), ("lora", "bf16"), ("full", "bf16")])
+def test_every_objective_runs_on_4_bits_and_in_bf16(tmp_path, tiny, objective, method, precision):
+    """With a measurement in between, at which bitsandbytes would repack 4-bit weights; the first loss is what the objective says it is."""
+    more = {"method": method, "precision": precision, "max_steps": 3, "batch_size": 2, "validate_every": 1}
+    more |= {"lora": None, "learning_rate": 1e-4} if method == "full" else {}
+    tried = Tried(tmp_path, tiny, objective, validation=data(FORMS[objective], 4), **more)
+    assert tried.values["precision"] == precision and tried.values["steps"] == 3 and len(tried.named("validation")) == 3
+    if objective == "dpo":
+        assert tried.values["first_loss"] == pytest.approx(0.6931, abs=2e-3)
+    if objective == "kto":
+        assert tried.values["first_loss"] == pytest.approx(0.5, abs=2e-3)
+    if method != "full":
+        weights = load_file(tried.out / "adapter_model.safetensors")
+        assert {v.dtype for v in weights.values()} == {torch.float32}
+        assert json.loads((tried.out / "slmkit_training.json").read_text())["base_quantization"] == ("nf4" if method == "qlora" else None)
+
+
 def test_grpo_stops_when_there_is_nothing_to_learn(tmp_path, tiny):
     never = {"grpo": {"rewards": [{"regex": {"pattern": "never this"}}], "generations": 2, "max_new_tokens": 2}}
     with pytest.raises(StepFailed, match="same within every group for 20 steps") as failed:
