@@ -24,9 +24,10 @@ def server(local: Given, name: str, execution: Any) -> Iterator[str]:
     command = [sys.executable, "-m", "slmkit", "serve", str(local.path), "--name", name, "--port", "0", "--json",
                "--batch", str(execution.concurrency), "--device", execution.device]  # fmt: skip
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, env=os.environ | {PARENT: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, start_new_session=True
-        )  # a session of its own: Ctrl-C is for us, and the answers under way are still to come
+        process = subprocess.Popen(  # a session of its own: Ctrl-C is for us, and the answers under way are still to come
+            command, env=os.environ | {PARENT: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+            start_new_session=True,
+        )
         try:
             line = process.stdout.readline()
             if not line:
