@@ -51,6 +51,11 @@ class Desk:
             self.ledger.hold(request, held.tokens, held.usd if self.budget.prices else None)
         self.budget.reserve(held)
 
+    def take_over(self, request: Request) -> None:
+        """A request that an earlier run sent and whose answer is still to come: its reservation is no loss, it is held again."""
+        self.asked.add(request.key)
+        self.budget.take_over(self.ledger.reopen(request.key), self.budget.most(request))
+
     def keep(self, request: Request, answer: Answer, held: Held) -> None:
         """An answer has come: into the ledger first."""
         usd = self.budget.prices.of(answer.usage) if self.budget.prices else None

@@ -11,7 +11,7 @@ from typing import Any
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
 from slmkit.steps._step import Context, Given, Result
-from slmkit.teach import calls, dataset, filters, hosted, ledger, templates, verify
+from slmkit.teach import batches, calls, dataset, filters, hosted, ledger, templates, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
@@ -59,7 +59,9 @@ def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
     said = config.budget
     limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
-    prices = Prices(config.prices.input, config.prices.output, config.prices.cached) if config.prices else None
+    paid = config.prices
+    share = paid.batch if paid and ctx.execution.transport == "batch" else 1.0
+    prices = Prices(paid.input, paid.output, paid.cached, share) if paid else None
     return Desk(book, Budget(limits, prices, book.spent)), model, book
 
 
@@ -90,7 +92,10 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> N
 
         return teacher.carry(desk, requests, local, e)
     key = ctx.secret(said.api_key_env) if said.api_key_env else None
-    calls.carry(desk, requests, Route(said.base_url, key, said.api_key_env, e.timeout), manners)
+    route = Route(said.base_url, key, said.api_key_env, e.timeout)
+    if e.transport == "batch":
+        return batches.carry(desk, requests, route, ctx.state, batches.Terms(e.detach), ctx.log)
+    calls.carry(desk, requests, route, manners)
 
 
 def _template(ctx: Context, config: Any) -> templates.Template | None:

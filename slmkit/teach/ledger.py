@@ -149,6 +149,10 @@ class Ledger:
             body["logprobs"] = answer.logprobs
         self._append(body, request.key)
 
+    def reopen(self, key: str) -> dict | None:
+        """The reservation that an earlier run left open for a key; from now on it is no longer counted as spent."""
+        return self._held.pop(key, None)
+
     def hold(self, request: Request, tokens: int, usd: float | None) -> None:
         """Note that a request is about to be sent, and the most that it can cost."""
         self._append({"key": request.key, "for": self.account, "held": tokens, "usd": usd, "at": now()}, None)
