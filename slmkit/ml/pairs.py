@@ -88,6 +88,19 @@ class Prompts:
     notes: dict[str, int | bool | str] = field(default_factory=dict)
 
 
+FORMS = {"dpo": ("preference",), "kto": ("label",), "grpo": ("messages", "completion")}
+"""Forms of rows that an objective learns from; sft's encoder says itself what it cannot read."""
+
+
+def refuse_form(data: Rows, objective: str) -> None:
+    """Raise DataError for rows of a form that the objective does not learn from."""
+    forms = FORMS.get(objective, (data.form,))
+    if data.form not in forms:
+        what = f"objective {objective} learns from rows of form {' or '.join(forms)}, and these are of form {data.form}"
+        fits = {"preference": "dpo", "label": "kto"}.get(data.form, "sft")
+        raise DataError([Problem(what, data.name, mend=f"give such rows, or write `objective: {fits}`")])
+
+
 def encode_pairs(
     data: Rows, tokenizer, *, max_length: int, ends: set[int], thinking: Thinking = "keep", allow_truncation: bool = False
 ) -> Pairs:

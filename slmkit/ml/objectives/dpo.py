@@ -17,7 +17,7 @@ class _Trainer(Preferring, DPOTrainer):
 
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids of all pairs. Raises DataError."""
-    return preference.prepare(run, data, validation, "preference")
+    return preference.prepare(run, data, validation)
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:

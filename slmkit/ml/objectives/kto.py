@@ -53,7 +53,7 @@ class _Trainer(Preferring, KTOTrainer):
 
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids of all rows. Raises DataError."""
-    prepared = preference.prepare(run, data, validation, "label")
+    prepared = preference.prepare(run, data, validation)
     labels = [p.label for p in prepared.examples.train.pairs]
     if len(labels) < 2 or len(set(labels)) < 2:
         what = f"all {len(labels)} rows are marked {'good' if labels[0] else 'bad'}"
