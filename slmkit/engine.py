@@ -152,7 +152,7 @@ class Engine:
             events(event, **fields)
             self.screen.event(row.name, event, fields)
 
-        context = Context(out, state, by_role, row.execution, log, self.screen.progress(row.name), _secret, row.name)
+        context = Context(out, state, by_role, row.execution, log, self.screen.progress(row.name), _secret, row.name, self.store.ledgers)
         return row.kind.module.run(context, row.config)
 
     def _seal(self, row: Row, given: list[Given], out: Path, result: Result, run: dict, work: Path) -> None:

@@ -23,7 +23,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
 from slmkit.steps._estimate import Size, weights
 from slmkit.steps._registry import Kind
-from slmkit.steps._step import Born
+from slmkit.steps._step import NAME, Born, Columns, How, Part
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Planner:
         row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         estimate = kind.hook("estimate")
-        row = replace(row, action=action, why=why, estimate=estimate(config, execution, self._sizes(planned)) if estimate else {})
+        row = replace(row, action=action, why=why, estimate=_named(name, estimate(config, execution, self._sizes(planned))) if estimate else {})
         self.rows[name] = row
         return row
 
@@ -161,7 +161,7 @@ class _Planner:
         blocked = row.kind.hook("blocked")
         reason = blocked(row.config, row.execution) if blocked else None
         if reason:
-            return "blocked", (reason,)
+            return "blocked", (reason.replace(NAME, row.name),)
         before = self.store.ref(self.recipe.name, row.name)
         why = reasons(before.manifest["fingerprint_payload"], row) if before and before.kind == row.kind.name else ("never built",)
         if self.store.place(row.kind.name, row.fingerprint).exists():
@@ -200,11 +200,21 @@ class _Planner:
         return found.digest if found else None
 
 
+def _named(name: str, said: dict) -> dict:
+    """The estimate with the step's name where its texts leave room for one."""
+    return {k: v.replace(NAME, name) if isinstance(v, str) else v for k, v in said.items()}
+
+
 def identity(config: Any, kind: Kind) -> dict:
-    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default."""
-    inputs_named = {role for role in kind.takes if not isinstance(getattr(config, role, None), int | float)}  # `validation: 0.1` names no input
+    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default, How out."""
+    inputs_named = {role for role in kind.takes if _names_input(getattr(config, role, None))}
     body = config.model_dump(mode="json", exclude=inputs_named)
     return _without_born(body, config)
+
+
+def _names_input(value: Any) -> bool:
+    """Does a role's value stand for an input? `validation: 0.1` and `teacher: {model: …, base_url: …}` do not: they are config."""
+    return not isinstance(value, int | float) and (isinstance(value, Columns) or not isinstance(value, Part))
 
 
 def planned_identity(planned: Planned) -> dict:
@@ -215,8 +225,9 @@ def planned_identity(planned: Planned) -> dict:
 def _without_born(body: dict, config: Any) -> dict:
     out = {}
     for key, value in body.items():
-        born = next((m for m in type(config).model_fields[key].metadata if isinstance(m, Born)), None)
-        if born is not None and value == born.default:
+        metadata = type(config).model_fields[key].metadata
+        born = next((m for m in metadata if isinstance(m, Born)), None)
+        if any(isinstance(m, How) for m in metadata) or (born is not None and value == born.default):
             continue
         below = getattr(config, key)
         out[key] = _without_born(value, below) if hasattr(type(below), "model_fields") else value

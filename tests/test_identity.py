@@ -28,6 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = {
     "recipe": "r", "base": "model",
     "steps": {
+        "teach": {
+            "kind": "distill", "mode": "answer", "teacher": {"model": "t", "base_url": "http://localhost:1/v1", "extra": {}},
+            "prompts": "rows.jsonl", "template": "ask.jinja", "system": "s", "student_system": "u", "n": 3, "majority": 0.5, "temperature": 0.5,
+            "top_p": 0.9, "max_tokens": 9, "seed": 1, "json_schema": {"type": "object"}, "structured": True,
+            "filters": {
+                "regex": "a", "verify": "exact", "min_score": 1.0, "duplicates": True, "near_duplicates": 0.8, "leaks": True, "personal": True,
+                "refusals": True,
+            }, "min_kept": 1, "validation": 0.1, "on_bad_row": "error", "terms": "a", "budget": {"usd": 1.0}, "prices": {"input": 1, "output": 1},
+            "execution": {"device": "cpu"},
+        },
         "sft": {
             "kind": "train", "model": "$base", "data": "rows.jsonl", "validation": "val.jsonl", "objective": "sft", "method": "qlora",
             "lora": {
@@ -39,7 +49,7 @@ BASE = {
             "max_grad_norm": 1.0, "validate_every": 4, "early_stopping": {"patience": 2, "min_delta": 0.1}, "keep": "last",
             "chat_template": "plain", "seed": 1, "precision": "fp32",
             "execution": {
-                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "workers": 0, "checkpoint_every": 5,
+                "micro_batch": 1, "packing": "off", "device": "cpu", "processes": 1, "sharding": "none", "workers": 0, "checkpoint_every": 5,
                 "gradient_checkpointing": False,
                 "attention": "sdpa", "trackers": [], "allow": [],
             },
@@ -57,12 +67,23 @@ BASE = {
     },
 }
 OTHER = {  # another valid value for every field
+    "teach": {
+        "system": "t", "student_system": "v", "n": 4, "majority": 0.6, "temperature": 0.6, "top_p": 0.8, "max_tokens": 8, "seed": 2,
+        "json_schema": {"type": "string"}, "structured": False, "filters.regex": "b", "filters.verify": "numeric", "filters.min_score": 2.0,
+        "filters.duplicates": False, "filters.near_duplicates": 0.9, "filters.leaks": False, "filters.personal": False,
+        "filters.refusals": False, "min_kept": 2, "validation": 0.2, "on_bad_row": "skip", "terms": "b", "teacher.model": "u",
+        "teacher.base_url": "http://other/v1", "teacher.extra": {"reasoning_effort": "low"},
+        "how.budget": {"tokens": 5}, "how.prices": {"input": 2, "output": 1}, "how.teacher.api_key_env": "KEY",
+        "how.teacher.limit_key": "max_completion_tokens",
+        "execution.concurrency": 2, "execution.timeout": 5.0, "execution.retries": 1, "execution.patience": 9.0,
+        "execution.requests_per_minute": 5, "execution.tokens_per_minute": 5, "execution.device": "cuda",
+    },
     "sft": {
         "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear",
         "learning_rate": 2e-3, "schedule": "cosine",
         "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all",
         "thinking": "strip",
-        "execution.packing": "on", "execution.processes": 2, "execution.trackers": ["tensorboard"],
+        "execution.packing": "on", "execution.processes": 2, "execution.sharding": "fsdp", "execution.trackers": ["tensorboard"],
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7, "on_bad_row": "skip",
@@ -88,6 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "model/config.json").write_text("{}")
     for name in ("rows.jsonl", "val.jsonl", "t.jsonl"):
         (place / name).write_text(json.dumps({"prompt": name, "completion": "b"}) + "\n")
+    (place / "ask.jinja").write_text("{{ prompt }}")
     (place / "task.yaml").write_text("task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: t.jsonl}}\n")
     return place
 
@@ -104,6 +126,7 @@ def prints(folder: Path, body: dict | str, name: str = "r.yaml", store: Path | N
 def edited(step: str, path: str, value: Any) -> dict:
     body = copy.deepcopy(BASE)
     node = body["steps"][step]
+    path = path.removeprefix("how.")
     *parents, last = path.split(".")
     for parent in parents:
         node = node[parent]
@@ -121,7 +144,7 @@ def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path:
     before, after = prints(folder, BASE), prints(folder, edited(step, path, OTHER[step][path]))
     order = list(before)
     moved = {name for name in order if before[name] != after[name]}
-    if path.startswith("execution."):
+    if path.startswith(("execution.", "how.")):
         assert moved == set()
     else:
         assert step in moved and all(order.index(m) >= order.index(step) for m in moved)
@@ -145,8 +168,8 @@ def test_every_field_is_tried() -> None:
     for step, body in BASE["steps"].items():
         kind = _registry.load(body["kind"])
         fields = set(kind.module.Config.model_fields) - set(kind.takes) - BLOCKS
-        tried = {p.partition(".")[0] for p in OTHER[step]}
-        assert fields <= tried | {"lora"}, f"{step}: {fields - tried}"
+        tried = {p.removeprefix("how.").partition(".")[0] for p in OTHER[step]}
+        assert fields <= tried | {"lora", "mode"}, f"{step}: {fields - tried}"
         execution = {p.partition(".")[2] for p in OTHER[step] if p.startswith("execution.")}
         assert set(kind.module.Execution.model_fields) == execution
 

@@ -36,7 +36,7 @@ LAYERS = {
     "slmkit.artifact": Layer(("slmkit.artifact", "slmkit.errors"), heavy_inside=False),
     "slmkit.sources": Layer(("slmkit.artifact", "slmkit.errors"), ("slmkit.demo", "slmkit.data")),
     "slmkit.remote": Layer(("slmkit.sources", "slmkit.errors")),
-    "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data")),
+    "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data", "slmkit.teach")),
     REGISTRY: Layer(("slmkit.errors", REGISTRY)),
     "slmkit.recipe": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
     "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
@@ -44,10 +44,12 @@ LAYERS = {
     "slmkit.capture": Layer(heavy_inside=False),
     "slmkit.engine": Layer((*PLANS, "slmkit.engine", "slmkit.capture", "slmkit.events")),
     "slmkit.data": Layer(("slmkit.data", "slmkit.errors", REGISTRY)),
-    "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.errors", REGISTRY), heavy_at_top=True),
+    "slmkit.teach": Layer(("slmkit.teach", "slmkit.data", "slmkit.errors", "slmkit.events", REGISTRY), ("slmkit.ml",)),
+    "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.errors", REGISTRY), heavy_at_top=True),
+    "slmkit.serve": Layer(("slmkit.serve", "slmkit.ml", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
-    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data")),
+    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data", "slmkit.serve")),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }
 

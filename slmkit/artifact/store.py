@@ -29,7 +29,7 @@ class Store:
         if not str(root) or str(root) == ".":
             raise UsageError("the store's name is empty or the current folder", mend="name a folder of its own: --store artifacts")
         self.root = root.absolute()
-        self.refs, self.works = self.root / "refs", self.root / ".work"
+        self.refs, self.works, self.ledgers = self.root / "refs", self.root / ".work", self.root / "ledgers"
 
     def place(self, kind: str, fingerprint: str) -> Path:
         return self.root / f"{kind}-{fingerprint[:12]}"

@@ -193,6 +193,27 @@ def _path_of(line: str) -> str:
         raise UsageError("stdin holds an object without a `path`", mend="pipe in a path, or what `slmkit … --json` printed") from None
 
 
+def model_given(text: str, store: Path, locked: bool | None):
+    """A model or adapter that a command names, ready on this machine. Raises UsageError, CannotRun."""
+    from slmkit import inputs, sources
+    from slmkit.artifact.digest import Cache
+    from slmkit.artifact.store import Store
+    from slmkit.recipe.located import Mark
+    from slmkit.recipe.lock import Lock
+    from slmkit.recipe.model import InputSpec
+    from slmkit.steps._step import Takes
+
+    home, takes = Store(store), Takes("model", "adapter")
+    source = sources.parse(_reference(text, home), Path.cwd())
+    if source.scheme == "path" and not source.path.is_dir():
+        raise UsageError(f"{text} is no model folder", mend="give a folder with config.json and safetensors")
+    lock = Lock(Path("slmkit.lock.json"), frozen=bool(os.environ.get("CI")) if locked is None else locked)
+    planned = inputs.of_source(InputSpec("model", None, None, source, None, Mark("", 0, 0)), takes, lock, home, Cache(home.works / "digests.json"))
+    if planned.type not in takes.types:
+        raise UsageError(f"{text} is a {planned.type}, and a model or an adapter is wanted here")
+    return inputs.given(planned, home, {})
+
+
 def _reference(text: str, store) -> str:
     if text.startswith(("hf:", "demo:", "artifact:", "$")):
         return text
@@ -201,7 +222,18 @@ def _reference(text: str, store) -> str:
     return str(store.resolve(text).path)
 
 
-def _build(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
+def _build(*asked) -> None:
+    """Build, unless this is one of several processes that were started together: then the first builds, and the others help it."""
+    from slmkit.steps import _world
+
+    me = _world.member()
+    if me and me.rank:
+        raise typer.Exit(_world.follow(me))
+    with _world.leading(me):
+        _work(*asked)
+
+
+def _work(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
     from slmkit.cli.out import Stdout, Terminal
 
     stdout = Stdout()

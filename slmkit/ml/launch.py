@@ -1,4 +1,5 @@
-"""One training on several processes: the parent starts torch's elastic launcher, listens, and alone publishes.
+"""One training on several processes: the parent starts them (by torch's elastic launcher, or one beside each of the processes that
+torchrun or Slurm started), listens, and alone publishes.
 
 The workers run the same step with the same inputs; what they say comes back through a file of JSON lines, which the first of them
 writes. A lost process ends the step with its own log; a lost parent ends the processes.
@@ -6,11 +7,9 @@ writes. A lost process ends the step with its own log; a lost parent ends the pr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,12 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slmkit.errors import CannotRun, DataError, Problem, RecipeError, SlmkitError, StepFailed
-from slmkit.steps import _registry
+from slmkit.errors import CannotRun, DataError, Problem, RecipeError, SlmkitError, StepFailed, UsageError
+from slmkit.steps import _registry, _world
 from slmkit.steps._step import Card, Columns, Context, Given, Result
 
 FOLDER = "launch"
-FORESEEN = {c.__name__: c for c in (CannotRun, DataError, RecipeError, StepFailed)}
+FORESEEN = {c.__name__: c for c in (CannotRun, DataError, RecipeError, StepFailed, UsageError)}
+GRACE = 3.0  # seconds in which another process may say that it was lost first
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,16 @@ def place() -> Place:
 
 
 def wanted(asked: int | str, device: str) -> int:
-    """How many processes to start from here; 1 inside a worker. auto: one per GPU, one on a CPU."""
+    """How many processes train: those started together with this one, or those to start from here; 1 inside a worker. auto: one per GPU,
+    one on a CPU."""
     if "SLMKIT_LAUNCH" in os.environ:
         return 1
+    leader = _world.leader()
+    if leader:
+        if asked not in (1, "auto"):
+            what = f"execution.processes: {asked} would start more processes in each of the {leader.me.size} that torchrun or srun started"
+            raise UsageError(what, mend="remove it: those are the processes that train")
+        return leader.me.size
     if asked != "auto":
         return asked
     import torch
@@ -56,40 +63,56 @@ def wanted(asked: int | str, device: str) -> int:
 
 
 def run(ctx: Context, kind: str, config: Any, processes: int) -> Result:
-    """Run the step `kind` on so many processes of this machine. Raises what a worker raised, or StepFailed with its log."""
+    """Run the step `kind` on so many processes. Raises what a worker raised, or StepFailed with its log."""
     home = ctx.state / FOLDER
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     order = {
         "kind": kind, "config": config.model_dump(mode="json"), "execution": ctx.execution.model_dump(mode="json"), "out": str(ctx.out),
-        "state": str(ctx.state), "step": ctx.step, "parent": os.getpid(), "inputs": {role: _packed(given) for role, given in ctx.inputs.items()},
+        "state": str(ctx.state), "step": ctx.step, "inputs": {role: _packed(given) for role, given in ctx.inputs.items()},
     }  # fmt: skip
-    (home / "order.json").write_text(json.dumps(order), encoding="utf-8")
+    (home / "order.json.partial").write_text(json.dumps(order), encoding="utf-8")
+    os.replace(home / "order.json.partial", home / "order.json")
+    leader, lost = _world.leader(), {}
+    child = _joined(leader, home) if leader else _elastic(home, processes)
+    try:
+        code, lost = _listen(ctx, child, home / "said.jsonl", leader)
+    finally:
+        _world.end(child)
+        if leader:
+            leader.over()
+    if code or lost or not (home / "result.json").is_file():
+        raise _failure(home, code, lost)
+    said = json.loads((home / "result.json").read_text(encoding="utf-8"))
+    return Result(**said | {"card": Card(**said["card"]) if said["card"] else None, "checks": ()})
+
+
+def _elastic(home: Path, processes: int) -> subprocess.Popen:
+    """torch's elastic launcher, with so many processes on this machine."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", str(processes), "--max-restarts", "0",
         "--log-dir", str(home / "logs"), "--redirects", "3", "-m", "slmkit.ml.launch", str(home),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = os.environ | {"SLMKIT_LAUNCH": "1", "OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
+    env = os.environ | {"SLMKIT_LAUNCH": "1", "SLMKIT_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
     with (home / "launcher.log").open("w") as log:
-        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        try:
-            code = _listen(ctx, child, home / "said.jsonl")
-        except BaseException:
-            _end(child)
-            raise
-    if code or not (home / "result.json").is_file():
-        raise _failure(home, code)
-    said = json.loads((home / "result.json").read_text(encoding="utf-8"))
-    return Result(**said | {"card": Card(**said["card"]) if said["card"] else None, "checks": ()})
+        return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
-def _listen(ctx: Context, child: subprocess.Popen, said: Path) -> int:
-    """Pass on what the first process says until all have ended."""
+def _joined(leader: _world.Leader, home: Path) -> subprocess.Popen:
+    """This process's own worker, and word to the processes that were started with this one to start theirs."""
+    port = _world.free_port()
+    child = _world.worker(leader.me, home, port)
+    leader.call(home, port)
+    return child
+
+
+def _listen(ctx: Context, child: subprocess.Popen, said: Path, leader: _world.Leader | None) -> tuple[int, dict[int, str]]:
+    """Pass on what the first process says until it has ended, or another that was started with this one has failed: (exit code, who failed)."""
     at, rest = 0, b""
     while True:
-        code = child.poll()
+        code, lost = child.poll(), leader.lost() if leader else {}
         if said.is_file():
             with said.open("rb") as file:
                 file.seek(at)
@@ -102,25 +125,15 @@ def _listen(ctx: Context, child: subprocess.Popen, said: Path) -> int:
                     ctx.progress(*word["progress"], **word["numbers"])
                 else:
                     ctx.log(word.pop("event"), **word)
-        if code is not None:
-            return code
+        if lost and code is None:
+            return 1, lost
+        if code is not None:  # what broke here may be the loss of another, which says so in a moment
+            return code, leader.lost(wait=GRACE) if leader and code else lost
         time.sleep(0.1)
 
 
-def _end(child: subprocess.Popen) -> None:
-    """Ask the launcher to end its processes; insist after ten seconds."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGTERM)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def _failure(home: Path, code: int) -> SlmkitError:
-    """What a process raised, if it could say so; else which one was lost, with the end of its log."""
+def _failure(home: Path, code: int, others: dict[int, str]) -> SlmkitError:
+    """What a process raised, if it could say so; else which one was lost, with the end of its log. others: what those started with this one say."""
     for file in sorted(home.glob("error-*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         kind = FORESEEN.get(record["error"])
@@ -131,10 +144,10 @@ def _failure(home: Path, code: int) -> SlmkitError:
         return StepFailed(f"process {record['rank']} failed: {record['what']}", mend=f"its log is {_log(home, record['rank'])}")
     began = {int(f.stem.partition("-")[2]) for f in home.glob("began-*")}
     ended = {int(f.stem.partition("-")[2]) for f in home.glob("ended-*")}
-    lost = _killed(home / "launcher.log") or sorted(began - ended) or [0]
+    lost = sorted(others) or _killed(home / "launcher.log") or sorted(began - ended) or [0]
     log = _log(home, lost[0])
     end = [line for line in log.read_text(errors="replace").splitlines()[-8:] if line.strip()] if log.is_file() else []
-    what = f"process {lost[0]} was lost (the launcher ended with code {code})"
+    what = f"process {lost[0]} was lost ({others.get(lost[0]) or f'the launcher ended with code {code}'})"
     return StepFailed("\n  | ".join([what, *end]), mend=f"its log is {log}; the same command goes on from the last checkpoint")
 
 
@@ -179,7 +192,7 @@ def main(home: Path) -> None:
     order = json.loads((home / "order.json").read_text(encoding="utf-8"))
     here = place()
     (home / f"began-{here.rank}").touch()
-    threading.Thread(target=_leave_with, args=(order["parent"],), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(int(os.environ["SLMKIT_PARENT"]),), daemon=True).start()
     module = _registry.load(order["kind"]).module
     said = (home / "said.jsonl").open("a", encoding="utf-8") if here.rank == 0 else None
 

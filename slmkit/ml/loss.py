@@ -54,7 +54,7 @@ def mean(model: torch.nn.Module, examples: list[Example], where: torch.device, d
     sums = torch.zeros(2, dtype=torch.float64, device=where)
     some = keeps_logits(model)
     with torch.autocast(where.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        for start in range(0, len(ordered), batch):
+        for start in range(0, -(-len(examples) // world), batch):  # equally often in each: a model shared among them needs all at once
             part = {k: v.to(where) for k, v in batches.pad(ordered[start : start + batch]).items()}
             sums[0] += summed(model, part, some).double()
             sums[1] += batches.trained(part).sum()

@@ -25,21 +25,22 @@ def free(where: torch.device) -> int:
     return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _memory.free_memory()
 
 
-def load_of(run: Run, examples: list[Example], micro: int) -> _memory.Load:
-    """What one forward pass of the longest rows takes."""
-    longest, trained = max(len(e.ids) for e in examples), max(e.trained for e in examples)
-    rank = run.config.lora.r if run.config.lora else 0
+def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
+    """What one forward pass of the longest rows takes: their tokens, and how many of these are learned."""
+    config = run.config
+    rank = config.lora.r if config.lora else 0
     width = 4 if run.dtype == torch.float32 else 2
     recompute = run.ctx.execution.gradient_checkpointing
-    return _memory.Load(run.config.method, rank, width, micro, longest, trained, recompute, run.where.type == "cuda")
+    more = _memory.objective(config.objective, config.grpo, config.batch_size, run.world, config.method == "full")
+    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, run.where.type == "cuda", **more)
 
 
-def settle(run: Run, examples: list[Example], choices: list[int], asked: int | None) -> int:
+def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int | None) -> int:
     """The micro batch: the one asked for, or the largest that fits. Logs what it will take. Raises CannotRun when nothing fits."""
     shape = _memory.shape(Path(run.given.path))
     if shape is None:
         return asked or max(choices)
-    load, room = load_of(run, examples, asked or 1), int(free(run.where) * MARGIN)
+    load, room = load_of(run, longest, trained, asked or 1), int(free(run.where) * MARGIN)
     if run.world > 1 and run.where.type == "cpu":
         room //= run.world
     micro = asked or _memory.largest(shape, load, choices, room) or min(choices)
@@ -52,6 +53,11 @@ def settle(run: Run, examples: list[Example], choices: list[int], asked: int | N
     return micro
 
 
+def longest(examples: list[Example]) -> tuple[int, int]:
+    """Tokens of the longest row, and the most that are learned in one."""
+    return max(len(e.ids) for e in examples), max(e.trained for e in examples)
+
+
 @contextmanager
 def told(run: Run, examples: list[Example], choices: list[int], micro: int) -> Iterator[None]:
     """Turns running out of memory into an error that says what would fit; checkpoints stay."""
@@ -61,7 +67,7 @@ def told(run: Run, examples: list[Example], choices: list[int], micro: int) -> I
         if isinstance(e, SlmkitError) or (type(e) is RuntimeError and "allocate memory" not in str(e)):
             raise
         shape = _memory.shape(Path(run.given.path))
-        load = load_of(run, examples, micro)
+        load = load_of(run, *longest(examples), micro)
         smaller = int(_memory.parts(shape, load)["peak"] * 0.7) if shape else 0
         fits = _memory.advice(shape, load, choices, smaller, run.ctx.step) if shape else "a smaller micro_batch"
         mend = f"the same command goes on from the last checkpoint; try {fits}"

@@ -27,7 +27,7 @@ def settle(run: Run, examples: list[Example]) -> int:
     """The most rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
     asked = run.ctx.execution.micro_batch
     most = micro_batch(asked, run.config.batch_size, run.world)
-    return memory.settle(run, examples, choices(run.config.batch_size, run.world), None if asked == "auto" else most)
+    return memory.settle(run, *memory.longest(examples), choices(run.config.batch_size, run.world), None if asked == "auto" else most)
 
 
 def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) -> batches.Cut:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import gather, pad_across_processes
 from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, look, models
+from slmkit.ml import batches, look, memory, models
 from slmkit.ml.examples import Example
-from slmkit.ml.packing import micro_batch
+from slmkit.ml.packing import choices, micro_batch
 from slmkit.ml.pairs import Pair, encode_pairs, refuse_form
 from slmkit.ml.training import Prepared, Run, steps
 
@@ -90,9 +92,10 @@ class Preferring:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         inputs = dict(inputs)
         weight = inputs.pop(WEIGHT)
-        if not weight:
+        if not weight and self.cut.world == 1:  # of several processes all must take part: TRL gathers in here
             return next(p for p in model.parameters() if p.requires_grad).sum() * 0.0
-        self.content += float(inputs["attention_mask"].sum())
+        if weight:
+            self.content += float(inputs["attention_mask"].sum())
         return super().compute_loss(model, inputs) * weight
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -174,7 +177,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         longest = [batches.pad([_as_example(p) for p in pairs[i : i + 4]]) for i in range(0, min(len(pairs), 256), 4)]
         return [{k: v.to(where) for k, v in batch.items() if k != "labels"} for batch in longest]
 
-    return Prepared(examples, steps(config, len(pairs)), values, measure if held_out else None, inputs, course)
+    return Prepared(examples, steps(config, len(pairs)), values, measure if held_out else None, inputs, course, settle(run, pairs))
 
 
 def _as_example(pair: Pair) -> Example:
@@ -204,18 +207,52 @@ def wanted(run: Run, data: Rows) -> None:
         raise RecipeError([Problem(what, mend="remove it: the rows of a micro batch are padded")])
 
 
-def cut(run: Run) -> batches.Cut:
-    micro = micro_batch(run.ctx.execution.micro_batch, run.config.batch_size, run.world)
+def settle(run: Run, pairs: list[Pair]) -> int:
+    """The most rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
+    asked = run.ctx.execution.micro_batch
+    most = micro_batch(asked, run.config.batch_size, run.world)
+    answers = max(max(len(p.chosen), len(p.rejected or ())) for p in pairs)
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected or ())) for p in pairs)
+    return memory.settle(run, longest, answers, choices(run.config.batch_size, run.world), None if asked == "auto" else most)
+
+
+def cut(run: Run, micro: int) -> batches.Cut:
     return batches.Cut(run.config.batch_size, micro, False, run.rank, run.world)
 
 
-def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, refer: Callable[[Preferring, Table], None]) -> None:
-    """Give a new trainer its rows, and ask the model, untrained, what it makes of them."""
+def start(trainer: Preferring, prepared: Prepared, cut_: batches.Cut, ask: Callable[[Preferring, Table, list[int]], list[dict]]) -> None:
+    """Give a new trainer its rows, and ask the model, untrained, what it makes of them (`ask`: some rows of a table → what to keep of each)."""
     examples = prepared.examples
     trainer.table, trainer.cut, trainer.content, examples.trainer = examples.train, cut_, 0.0, trainer
+    if cut_.world > 1:
+        trainer.accelerator.gather = _gather
     peft = getattr(trainer.model, "peft_config", {})
     if "ref" in peft:  # TRL's copy of the adapter as it began, which the values kept here make needless
         trainer.model.delete_adapter("ref")
     for table in (examples.train, examples.held_out):
         if table is not None:
-            refer(trainer, table)
+            _refer(trainer, table, ask)
+
+
+def _gather(values: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, who need not have equally many; accelerate's own wants that, and TRL gathers each row's rewards with it."""
+    if values.ndim == 0:
+        return gather(values)
+    counts = gather(torch.tensor([len(values)], device=values.device)).tolist()
+    padded = gather(pad_across_processes(values, dim=0))
+    return torch.cat([part[:n] for part, n in zip(padded.split(max(counts)), counts, strict=True)])
+
+
+def _refer(trainer: Preferring, table: Table, ask: Callable[[Preferring, Table, list[int]], list[dict]]) -> None:
+    """Fill `table.extra`. Several processes share the work; each asks equally often, since the model itself may be shared among them."""
+    longest = sorted(range(len(table)), key=lambda i: -len(table.pairs[i]))
+    parts = [longest[i : i + trainer.cut.micro_batch] for i in range(0, len(longest), trainer.cut.micro_batch)]
+    found: dict[int, dict] = {}
+    for at in range(0, len(parts), trainer.cut.world):
+        part = parts[min(at + trainer.cut.rank, len(parts) - 1)]
+        found |= dict(zip(part, ask(trainer, table, part), strict=True))
+    if trainer.cut.world > 1:
+        of_all: list = [None] * trainer.cut.world
+        dist.all_gather_object(of_all, found)
+        found = {i: extra for one in of_all for i, extra in one.items()}
+    table.extra = [(table.extra[i] if table.extra else {}) | found[i] for i in range(len(table))]

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from slmkit.data.rows import Rows
 from slmkit.errors import StepFailed, UsageError
-from slmkit.ml import adapters, cards, chat, checkpoints, curves, launch, lora, models, packing, watch
+from slmkit.ml import adapters, cards, chat, checkpoints, curves, launch, lora, models, packing, shards, watch
 from slmkit.steps._step import Context, Given, Result
 
 
@@ -61,10 +62,10 @@ class Prepared:
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
     """Train in this process, or on several. `data` and `validation` were read and checked already."""
     processes = launch.wanted(ctx.execution.processes, ctx.execution.device)
-    if processes > 1 and config.objective != "sft":
-        raise UsageError(f"objective {config.objective} runs in one process so far", mend="write `execution.processes: 1`")
+    shards.check(config, ctx.execution, max(processes, launch.place().world), ctx.execution.device)
     if processes > 1:
-        packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
+        if config.objective != "grpo":  # which cuts up answers, not rows, and checks that itself
+            packing.micro_batch(ctx.execution.micro_batch, config.batch_size, processes)
         return launch.run(ctx, "train", config, processes)
     given, here = ctx.inputs["model"], launch.place()
     where = _device(ctx.execution.device, here)
@@ -87,11 +88,12 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     if config.keep == "best":
         best = watch.load_best(trainer.model, ctx.state)
         values |= {"best_step": best["step"], "validation_loss": best["loss"]}
+    kept = shards.whole(trainer.model) if shards.is_sharded(trainer.model) else None
     if run.rank == 0:
         curves.draw(trainer.state.log_history, ctx.out / "loss.png")
-        _save(run, trainer.model)
+        _save(run, trainer.model if kept is None else _unshared(run, prepared, kept))
     seconds = time.perf_counter() - started
-    cost = {"seconds": seconds, "tokens": int(trainer.content), "peak_memory_bytes": models.peak_memory(where)}
+    cost = {"seconds": seconds, "tokens": int(_of_all(run, trainer.content)), "peak_memory_bytes": models.peak_memory(where)}
     del trainer, model
     models.free()
     card = cards.trained(given, ctx.inputs["data"], config, values, adapter=config.method != "full")
@@ -110,15 +112,30 @@ def _device(name: str, here: launch.Place) -> torch.device:
 
 
 def _model(run: Run, prepared: Prepared):
-    """The model to train. Full training holds fp32 weights (autocast makes it bf16); adapters sit on a base in `dtype`."""
+    """The model to train, on its device, or shared among the processes block by block."""
+    if run.ctx.execution.sharding == "none":
+        return _plain(run, prepared, run.where)
+    return shards.shard(_plain(run, prepared, torch.device("cpu")), run.where)
+
+
+def _plain(run: Run, prepared: Prepared, where: torch.device):
+    """The model before training. Full training holds fp32 weights (autocast makes it bf16); adapters sit on a base in `dtype`."""
     config = run.config
     held = torch.float32 if config.method == "full" else run.dtype
-    model = models.load(run.given, run.where, dtype=held, nf4=config.method == "qlora", attention=run.ctx.execution.attention)
+    model = models.load(run.given, where, dtype=held, nf4=config.method == "qlora", attention=run.ctx.execution.attention)
     if config.method == "full":
         return model
     if run.ctx.execution.gradient_checkpointing:
         model.enable_input_require_grads()
-    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(run.where) if prepared.inputs else ())
+    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(where) if prepared.inputs else ())
+
+
+def _unshared(run: Run, prepared: Prepared, weights: dict[str, torch.Tensor]):
+    """What was trained, as a model of one process: made again as it began, with the trained weights in it."""
+    set_seed(run.config.seed)
+    model = _plain(run, prepared, torch.device("cpu"))
+    shards.put(model, weights)
+    return model
 
 
 def _trainer(run: Run, objective, model, prepared: Prepared) -> Trainer:
@@ -126,13 +143,26 @@ def _trainer(run: Run, objective, model, prepared: Prepared) -> Trainer:
     full = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     trainer = objective.trainer(run, model, prepared)
     trainer.remove_callback(PrinterCallback)
-    for name, parameter in model.named_parameters():
-        if name in full:
-            parameter.data = full[name]
-    trainer.add_callback(watch.Watch(run.ctx, run.config, prepared.steps, prepared.measure, run.where, run.rank == 0, lambda: trainer.content))
+    if shards.is_sharded(model):
+        trainer.accelerator.prepare_model(model, evaluation_mode=True)  # autocast, and no copies (DDP): train() finds it prepared
+    else:
+        for name, parameter in model.named_parameters():
+            if name in full:
+                parameter.data = full[name]
+    content = lambda: trainer.content * run.world  # noqa: E731
+    trainer.add_callback(watch.Watch(run.ctx, run.config, prepared.steps, prepared.measure, run.where, run.rank == 0, content))
     if trainer.args.world_size != run.world:
         raise StepFailed(f"{run.world} processes were asked for, and the trainer sees {trainer.args.world_size}")
     return trainer
+
+
+def _of_all(run: Run, count: float) -> float:
+    """The sum of a count over the processes."""
+    if run.world == 1:
+        return count
+    total = torch.tensor(count, dtype=torch.float64, device=run.where)
+    dist.all_reduce(total)
+    return total.item()
 
 
 def _go(run: Run, trainer: Trainer, total: int) -> str | None:
@@ -151,7 +181,9 @@ def _go(run: Run, trainer: Trainer, total: int) -> str | None:
         return None
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     wrapper = type(trainer.model_wrapped).__name__
-    if run.world > 1 and wrapper != "DistributedDataParallel":  # each process would have trained alone
+    if run.ctx.execution.sharding == "fsdp":
+        shards.prove(trainer.model_wrapped, run.world)
+    elif run.world > 1 and wrapper != "DistributedDataParallel":  # each process would have trained alone
         raise StepFailed(f"the model was not shared among the {run.world} processes (it is wrapped as {wrapper})")
     seen = next(c for c in trainer.callback_handler.callbacks if isinstance(c, watch.Watch))
     if trainer.state.global_step != total and not seen.stopped:

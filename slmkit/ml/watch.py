@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from slmkit.errors import StepFailed
-from slmkit.ml import checkpoints, models
+from slmkit.ml import checkpoints, models, shards
 from slmkit.steps._step import Context
 
 VALIDATIONS = 4  # times in a run, where nothing else is asked
@@ -39,12 +39,14 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **_):
         if state.global_step not in self.marks:
             return
-        value = self.measure(model)
+        value = _agreed(self.measure(model))
         state.log_history.append({"validation_loss": value, "step": state.global_step})
         if self.first:
             self.ctx.log("validation", step=state.global_step, loss=value)
-        if self.config.keep == "best" and self.first:
-            self._best(model, value, state.global_step)
+        if self.config.keep == "best":
+            weights = shards.whole(model) if self.first or shards.is_sharded(model) else {}  # of a shared model all must ask
+            if self.first:
+                self._best(weights, value, state.global_step)
         if self.config.early_stopping and self._tired(state.log_history):
             self.stopped = f"validation loss has not improved for {self.config.early_stopping.patience} measurements"
             control.should_training_stop = True
@@ -57,13 +59,12 @@ class Watch(TrainerCallback):
             best, since = (value, 0) if better else (best, since + 1)
         return since >= self.config.early_stopping.patience
 
-    def _best(self, model: torch.nn.Module, value: float, step: int) -> None:
+    def _best(self, weights: dict[str, torch.Tensor], value: float, step: int) -> None:
         folder = self.ctx.state / "best"
         known = read_best(self.ctx.state)
         if known and not value < known["loss"]:
             return
         folder.mkdir(exist_ok=True)
-        weights = {n: p.detach().to("cpu").contiguous() for n, p in model.named_parameters() if p.requires_grad}
         name = f"step-{step}.safetensors"
         save_file(weights, folder / name)
         models.write_json(folder / "best.json.partial", {"loss": value, "step": step, "file": name})
@@ -96,6 +97,14 @@ class Watch(TrainerCallback):
         self.ctx.log("checkpoint", step=state.global_step)
 
 
+def _agreed(value: float) -> float:
+    """The first process's number: all decide by it when to stop, and none may come to another answer."""
+    said = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said)
+    return said[0]
+
+
 def read_best(state: Path) -> dict | None:
     """{loss, step, file} of the best weights kept so far."""
     file = state / "best" / "best.json"
@@ -105,9 +114,5 @@ def read_best(state: Path) -> dict | None:
 def load_best(model: torch.nn.Module, state: Path) -> dict:
     """Put the best weights into the model; returns what is known of them."""
     best = read_best(state)
-    kept = load_file(state / "best" / best["file"])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in kept:
-                parameter.copy_(kept[name])
+    shards.put(model, load_file(state / "best" / best["file"]))
     return best

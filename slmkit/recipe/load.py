@@ -320,7 +320,8 @@ def _witnesses(spec: StepSpec, steps: dict[str, StepSpec]) -> Iterable[InputSpec
         for other in steps.values():
             for one in other.inputs if other.name != spec.name else ():
                 path = one.source.path if one.source else None
-                if path and path not in seen and set(other.kind.takes[one.role].types) & set(takes.types):
+                wanted = set(other.kind.takes[one.role].types) & set(takes.types) and takes.of in (None, one.role)
+                if path and path not in seen and wanted:
                     seen.add(path)
                     yield replace(one, role=role, filled=True, witness=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.steps import _estimate, _memory
+from slmkit.steps._step import NAME
 
 CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as measured on small matrices
 OVERHEAD = 4e-3  # seconds a layer takes in a forward and backward pass, whatever its size
@@ -26,8 +27,9 @@ def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate
         return out
     rank = config.lora.r if config.lora else 0
     out["disk_bytes"] = shape.bytes if config.method == "full" else rank * shape.sides * 4
-    if about and config.objective == "sft":
+    if about:
         out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length))
+    if about and config.objective == "sft":
         out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out["micro_batch"])
     return out
 
@@ -35,15 +37,19 @@ def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate
 def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int) -> dict[str, int | str]:
     gpu = execution.device.startswith("cuda")
     share = config.batch_size // (execution.processes if isinstance(execution.processes, int) else 1)
+    world = execution.processes if isinstance(execution.processes, int) else 1
+    if config.objective == "grpo":
+        share, longest = config.batch_size * config.grpo.generations // world, longest + config.grpo.max_new_tokens
     choices = [n for n in range(1, 9) if share % n == 0] or [1]
-    load = _memory.Load(config.method, rank, width(config.precision), 1, longest, longest, execution.gradient_checkpointing, gpu)
+    more = _memory.objective(config.objective, config.grpo, config.batch_size, world, config.method == "full")
+    load = _memory.Load(config.method, rank, width(config.precision), 1, longest, longest, execution.gradient_checkpointing, gpu, **more)
     free = _memory.free_memory()
     micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
     load = _with(load, micro)
     found = _memory.parts(shape, load)
     out: dict[str, int | str] = {"memory_bytes": found["peak"], "micro_batch": micro, "memory_parts": _memory.shown(found)}
     if not gpu and found["peak"] > free:
-        out["does_not_fit"] = f"{free / 1e9:.2g} GB are free; try {_memory.advice(shape, load, choices, free, 'STEP')}"
+        out["does_not_fit"] = f"{free / 1e9:.2g} GB are free; try {_memory.advice(shape, load, choices, free, NAME)}"
     return out
 
 

@@ -10,9 +10,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = 600e6  # torch, transformers, peft, trl and their work space, resident
+LIBRARIES = 640e6  # torch, transformers, peft, trl: 560 MB resident once imported, and their work space, 80 MB with a model of 1M weights
 LOGIT = 12  # bytes a logit: itself, its float copy, its gradient
 ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
+TILE = (4096, 8192)  # tokens and vocabulary of the tile in which TRL's fused head makes logits
+TILED = 32  # bytes a logit of that tile where torch's own operations work on it: itself, its floats, exponentials, products, masks
+SAMPLED = 12  # bytes a logit of the token that is drawn: itself, sorted or scaled, its probability
 TRANSIENT = 5  # × the MLP's width: what the backward pass of one layer holds at once
 
 
@@ -28,6 +31,7 @@ class Shape:
     hidden: int
     mlp: int
     vocabulary: int
+    cached: int = 0  # numbers that generation keeps per token and layer: keys and values
 
 
 def shape(folder: Path) -> Shape | None:
@@ -44,14 +48,21 @@ def shape(folder: Path) -> Shape | None:
     size = weights(folder)
     if not size.parameters:
         return None
+    heads = inner.get("num_attention_heads") or 1
+    cached = 2 * (inner.get("head_dim") or hidden // heads) * (inner.get("num_key_value_heads") or heads)
     linear = size.parameters - vocabulary * hidden * (1 if inner.get("tie_word_embeddings", True) else 2)
-    return Shape(size.parameters, max(linear, 0), size.bytes, size.sides, layers, hidden, inner.get("intermediate_size") or 4 * hidden, vocabulary)
+    mlp = inner.get("intermediate_size") or 4 * hidden
+    return Shape(size.parameters, max(linear, 0), size.bytes, size.sides, layers, hidden, mlp, vocabulary, cached)
 
 
 @dataclass(frozen=True)
 class Load:
     """What runs: method, LoRA rank, bytes of the forward pass's numbers (4 or 2), rows per forward pass, their longest in tokens, how many
-    of those tokens are learned, whether activations are recomputed, whether on a GPU."""
+    of those tokens are learned, whether activations are recomputed, whether on a GPU.
+
+    sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards.
+    sampled: answers generated at once, for rewards. copies: further models of the same weights (a reference of full training).
+    """
 
     method: str
     rank: int
@@ -61,6 +72,19 @@ class Load:
     trained: int
     recompute: bool = False
     gpu: bool = False
+    sequences: int = 1
+    fused: bool = False
+    sampled: int = 0
+    copies: int = 0
+
+
+def objective(name: str, said: object, batch_size: int, world: int = 1, full: bool = False) -> dict:
+    """What an objective changes of a Load. said: its block of the config."""
+    if name == "sft":
+        return {}
+    if name == "grpo":
+        return {"fused": True, "sampled": batch_size * said.generations // world, "copies": int(full and said.beta > 0)}
+    return {"fused": True, "sequences": 2 if name == "dpo" else 1}
 
 
 def parts(model: Shape, load: Load) -> dict[str, int]:
@@ -69,8 +93,10 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     held = 4 if full else load.width
     adapter = 0 if full else load.rank * model.sides
     rest = model.parameters - model.linear
-    weights = model.linear * 0.53 + rest * held + model.bytes * (not load.gpu) if four_bit else model.parameters * held
-    tokens = load.micro * load.length
+    # what is not packed stays a view of the file, and so all of it mapped, unless its number format is changed
+    mapped = model.bytes if not load.gpu and model.bytes >= 0.9 * model.parameters * held and model.bytes < 1.5 * model.parameters * held else 0
+    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * held
+    tokens = load.micro * load.length * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
     kept = 2 * model.hidden * model.layers + 3 * per_layer if load.recompute else per_layer * model.layers
@@ -80,11 +106,23 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
         "adapters": adapter * 4,
         "optimizer": model.parameters * ADAMW["full"] if full else adapter * ADAMW["adapter"],
         "activations": tokens * number * (kept + TRANSIENT * model.mlp),
-        "logits": load.micro * load.trained * model.vocabulary * LOGIT,
+        "logits": _logits(model, load, tokens),
     }
+    if load.copies:
+        found["reference"] = weights * load.copies
+    if load.sampled:  # sampling and learning take turns: what counts is the larger
+        kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
+        found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
     file = 0 if load.gpu else model.bytes
-    loading = found["libraries"] + (file * 3 if four_bit else file + model.parameters * held)
+    loading = found["libraries"] + (file * 3 if four_bit and mapped else file + model.parameters * held)
     return {k: int(v) for k, v in found.items()} | {"peak": int(max(loading, sum(found.values())))}
+
+
+def _logits(model: Shape, load: Load, tokens: int) -> int:
+    if not load.fused:
+        return load.micro * load.trained * model.vocabulary * LOGIT
+    tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
+    return tile + tokens * model.hidden * 4 * 3 + (model.vocabulary * model.hidden * 4 if load.method == "full" else 0)
 
 
 def largest(model: Shape, load: Load, choices: list[int], free: int) -> int | None:

@@ -22,9 +22,12 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-TYPES = ("model", "adapter", "dataset", "task", "scores", "code")
+TYPES = ("model", "adapter", "dataset", "task", "scores", "code", "template")
 """Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
-code is a Python file of the user's."""
+code is a Python file of the user's; template is a Jinja file."""
+
+NAME = "<step>"
+"""Stands for the step's name in what the hooks `estimate` and `blocked` say, which are told none; the plan puts it in."""
 
 
 class _Frozen(BaseModel):
@@ -130,6 +133,15 @@ class Born:
 
 
 @dataclass(frozen=True)
+class How:
+    """Metadata of a field that stands in a Config because that is where people write it, and says nothing of what comes out: where a
+    teacher's key is, what may be spent. It is never hashed; all else of that sort belongs into the kind's Execution.
+
+    Use: `budget: Annotated[Budget | None, How()] = None`.
+    """
+
+
+@dataclass(frozen=True)
 class Takes:
     """An input of a kind: the types it accepts, best first; whether it takes a list; whether it may be left out.
 
@@ -139,7 +151,8 @@ class Takes:
     such as a built-in task of lm-eval: such a name is its own identity. `lone` says of a `many` that one reference may stand
     without a list, and is hashed as if there could be no list.
     `witness` is an input that no config field names and that changes nothing of what comes out: the recipe's other steps' inputs of
-    these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed.
+    these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed. `of` narrows
+    it to inputs of one role.
     """
 
     types: tuple[str, ...]
@@ -150,10 +163,12 @@ class Takes:
     named: bool = False
     witness: bool = False
     lone: bool = False
+    of: str | None = None
 
-    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False):
+    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False, of=None):
         for key, value in {
-            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness, "lone": lone
+            "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness, "lone": lone,
+            "of": of,
         }.items():
             object.__setattr__(self, key, value)
 
@@ -201,6 +216,7 @@ class Context:
 
     `log(event, **fields)` writes one line of events.jsonl. `secret(name)` reads an environment variable, raises CannotRun if unset.
     `step` is the step's name in the recipe, for help lines that name a key; nothing else may depend on it.
+    `ledgers`: the store's folder of teachers' answers, which all steps share; what is in it changes costs and never results.
     """
 
     out: Path
@@ -211,6 +227,7 @@ class Context:
     progress: Progress
     secret: Callable[[str], str]
     step: str = "STEP"
+    ledgers: Path = Path("ledgers")
 
 
 @dataclass(frozen=True)

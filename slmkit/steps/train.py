@@ -225,7 +225,10 @@ class Execution(StepExecution):
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
-    """Processes that share every global batch (DDP). auto: one per GPU of this machine."""
+    """Processes that share every global batch. auto: one per GPU of this machine. Started by torchrun or srun: leave it out."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """none: every process holds the whole model (DDP). fsdp: each holds a part of it (FSDP2), for models larger than one card; for
+    objective sft with methods full and lora."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -44,3 +44,16 @@ def test_auto_takes_the_largest_that_fits_and_the_result_is_the_same(tmp_path, t
     with pytest.raises(CannotRun, match="this training needs about") as e:
         run(tmp_path / "c", tiny, rows_file, **more)
     assert e.value.mend.startswith("what fits: ")
+
+
+def test_the_plan_estimates_every_objective_and_its_advice_names_the_step(cli):
+    """65,536 rows in one forward pass fit nowhere; what would is said with the step's own name."""
+    (cli.folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 3)
+    big = "batch_size: 65536, max_length: 64, method: full, execution: {micro_batch: 65536}"
+    small = "grpo: {rewards: [{exact_match: {}}], max_new_tokens: 64}, batch_size: 4"
+    for objective, more in (("dpo", big), ("kto", big), ("grpo", small)):
+        step = f"{{kind: train, model: $base, data: pairs.jsonl, objective: {objective}, {more}}}"
+        (cli.folder / "r.yaml").write_text(f"recipe: r\nbase: demo:student\nsteps:\n  prefer: {step}\n")
+        done = cli("plan", "r.yaml")
+        assert done.returncode == 0 and " memory" in done.stdout and "activations" in done.stdout, done
+        assert more == small or "try --set steps.prefer.execution.micro_batch=" in done.stdout, done.stdout

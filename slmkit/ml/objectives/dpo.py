@@ -21,7 +21,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
-    said, cut = run.config.dpo, preference.cut(run)
+    said, cut = run.config.dpo, preference.cut(run, prepared.micro)
     args = arguments(
         run, DPOConfig, prepared.steps, cut.micro_batch, beta=said.beta, loss_type=[said.loss], label_smoothing=said.label_smoothing,
         max_length=None, precompute_ref_log_probs=True, disable_dropout=False,
@@ -29,17 +29,11 @@ def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     # TRL wants to see a dataset; what it trains on comes from get_train_dataloader.
     one = Dataset.from_list([prepared.examples.train.row(0)])
     made = _Trainer(model=model, args=args, train_dataset=one, processing_class=run.tokenizer)
-    preference.start(made, prepared, cut, _refer)
+    preference.start(made, prepared, cut, _ask)
     return made
 
 
-def _refer(made: Preferring, table: Table) -> None:
-    """Log-probabilities of both answers of every pair, before training."""
-    extra: dict[int, dict] = {}
-    longest = sorted(range(len(table)), key=lambda i: -len(table.pairs[i]))
-    for start in range(0, len(longest), made.cut.micro_batch):
-        part = longest[start : start + made.cut.micro_batch]
-        chosen, rejected = made.logps([table.row(i) for i in part]).chunk(2)
-        for k, i in enumerate(part):
-            extra[i] = {"ref_chosen_logps": chosen[k].item(), "ref_rejected_logps": rejected[k].item()}
-    table.extra = [extra[i] for i in range(len(table))]
+def _ask(made: Preferring, table: Table, part: list[int]) -> list[dict]:
+    """Log-probabilities of both answers of some pairs, before training."""
+    chosen, rejected = (half.tolist() for half in made.logps([table.row(i) for i in part]).chunk(2))
+    return [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in zip(chosen, rejected, strict=True)]

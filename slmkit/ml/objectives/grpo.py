@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, look, models, pairs, preference, rewards, watch
+from slmkit.ml import answers, batches, look, memory, models, pairs, preference, rewards, watch
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -27,10 +27,17 @@ KINDS = ("content", "format")
 
 
 class Groups(Sampler):
-    """For each micro batch of a step, the rows of the whole step: every prompt `generations` times. A last, short step is filled from the front."""
+    """For each micro batch of a step, this process's rows of the whole step: every prompt `generations` times. A last, short step is
+    filled from the front.
 
-    def __init__(self, count: int, prompts: int, generations: int, accumulation: int, seed: int):
+    Each of several processes samples an equal run of the answers; TRL gathers their rewards in that order before it compares within
+    groups, so a group may lie on two processes.
+    """
+
+    def __init__(self, count: int, prompts: int, generations: int, accumulation: int, seed: int, rank: int = 0, world: int = 1):
         self.count, self.prompts, self.generations, self.accumulation, self.seed, self.epoch = count, prompts, generations, accumulation, seed, 0
+        share = prompts * generations // world
+        self.mine = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return -(-self.count // self.prompts) * self.accumulation
@@ -43,7 +50,7 @@ class Groups(Sampler):
         for start in range(0, self.count, self.prompts):
             drawn = [order[i % self.count] for i in range(start, start + self.prompts)]
             for _ in range(self.accumulation):
-                yield [i for i in drawn for _ in range(self.generations)]
+                yield [i for i in drawn for _ in range(self.generations)][self.mine]
 
 
 class _Trainer(GRPOTrainer):
@@ -58,11 +65,12 @@ class _Trainer(GRPOTrainer):
 
     @property
     def content(self) -> float:
-        return float(self.state.num_input_tokens_seen)  # prompts and answers
+        return self.state.num_input_tokens_seen / self.args.world_size  # prompts and answers; TRL counts those of all processes
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        sampler = Groups(len(self.prompts), self.batch_size, args.num_generations, args.gradient_accumulation_steps, args.seed)
+        place = (args.process_index, args.world_size)
+        sampler = Groups(len(self.prompts), self.batch_size, args.num_generations, args.gradient_accumulation_steps, args.seed, *place)
         return batches.Loader(self.train_dataset, batch_sampler=sampler, collate_fn=list, num_workers=args.dataloader_num_workers)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list, None, dict]:
@@ -109,7 +117,6 @@ class Alike(TrainerCallback):
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Prompts to sample from, and what answers earn. Raises DataError, RecipeError."""
     config, said = run.config, run.config.grpo
-    micro_batch(run)
     code = run.ctx.inputs.get("reward_code")
     earns = rewards.build(said.rewards, Path(code.path) if code else None)
     found = _prompts(run, data, earns, held_out=False)  # too much that is too long is look.check's to refuse, with the key
@@ -138,7 +145,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
     return Prepared(
         (found.prompts, earns, ends), steps(config, len(found.prompts)), values, measure if held_out else None,
-        course=lambda history: _course(history, earns),
+        course=lambda history: _course(history, earns), micro=micro_batch(run, found.prompts),
     )  # fmt: skip
 
 
@@ -155,21 +162,21 @@ def _prompts(run: Run, data: Rows, earns: list[rewards.Reward], held_out: bool) 
     return found
 
 
-def micro_batch(run: Run) -> int:
-    """Answers per forward pass. Raises RecipeError when they do not make up batch_size × generations."""
+def micro_batch(run: Run, found: list[pairs.Prompt]) -> int:
+    """Answers per forward pass: so many as were asked for, or fit. Raises RecipeError when they do not make up batch_size × generations."""
     asked, said = run.ctx.execution.micro_batch, run.config.grpo
     total = run.config.batch_size * said.generations
     if total % run.world:
         raise RecipeError([Problem(f"batch_size × grpo.generations = {total} is no multiple of {run.world} processes", mend="change `batch_size`")])
     share = total // run.world
-    if asked == "auto":
-        return max(n for n in range(1, PADDED_ROWS + 1) if share % n == 0)
-    if share % asked:
+    if asked != "auto" and share % asked:
         fits = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         product = f"batch_size × grpo.generations = {run.config.batch_size} × {said.generations} = {total}"
         what = f"execution.micro_batch: {asked} does not divide {product}"
         raise RecipeError([Problem(what, mend=f"write one of {fits}")])
-    return asked
+    choices = [n for n in range(1, PADDED_ROWS + 1) if share % n == 0]
+    longest = max(len(p) for p in found) + said.max_new_tokens
+    return memory.settle(run, longest, said.max_new_tokens, choices, None if asked == "auto" else asked)
 
 
 def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float]:
@@ -185,7 +192,7 @@ def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     config, said = run.config, run.config.grpo
     prompts, earns, ends = prepared.examples
     args = arguments(
-        run, GRPOConfig, prepared.steps, micro_batch(run), rows=config.batch_size * said.generations,
+        run, GRPOConfig, prepared.steps, prepared.micro, rows=config.batch_size * said.generations,
         num_generations=said.generations, max_completion_length=said.max_new_tokens,
         temperature=said.temperature, beta=said.beta, loss_type=said.loss, epsilon=said.epsilon, reward_weights=[r.weight for r in earns],
         use_vllm=False, use_transformers_continuous_batching=False, disable_dropout=True, remove_unused_columns=False,

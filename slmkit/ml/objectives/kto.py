@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
@@ -29,9 +30,12 @@ class _Trainer(Preferring, KTOTrainer):
         found, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         sums = torch.zeros(2)
         for batch in found:
-            if batch[preference.WEIGHT]:
-                gap = self._strangers(batch) - batch["ref_KL_logps"]
-                sums += torch.tensor([gap.sum().item(), len(gap)])
+            if batch[preference.WEIGHT] or self.cut.world > 1:  # several processes ask equally often
+                gap = (self._strangers(batch) - batch["ref_KL_logps"]) * (batch[preference.WEIGHT] > 0)
+                sums += torch.tensor([gap.sum().item(), len(gap) * (batch[preference.WEIGHT] > 0)])
+        if self.cut.world > 1:  # of the rows of all, so that the step is the same as in one process
+            sums = sums.to(self.args.device)
+            dist.all_reduce(sums)
         self.divergence = (sums[0] / sums[1].clamp(min=1)).item()
         return found, items
 
@@ -67,7 +71,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
-    said, cut = run.config.kto, preference.cut(run)
+    said, cut = run.config.kto, preference.cut(run, prepared.micro)
     args = arguments(
         run, KTOConfig, prepared.steps, cut.micro_batch, beta=said.beta, desirable_weight=said.desirable_weight,
         undesirable_weight=said.undesirable_weight, max_length=None, precompute_ref_log_probs=True, disable_dropout=False,
@@ -75,21 +79,22 @@ def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     args.per_device_train_batch_size = max(2, cut.micro_batch)  # TRL refuses 1: it would pair an answer with its own prompt
     one = Dataset.from_list([prepared.examples.train.row(0)])
     made = _Trainer(model=model, args=args, train_dataset=one, processing_class=run.tokenizer)
-    preference.start(made, prepared, cut, _refer)
+    for table in (prepared.examples.train, prepared.examples.held_out):
+        if table is not None:
+            _deal_strangers(table, args.seed)
+    preference.start(made, prepared, cut, _ask)
     return made
 
 
-def _refer(made: Preferring, table: Table) -> None:
-    """Each row's stranger, and the log-probabilities of both answers before training."""
-    order = batches.order(len(table), made.args.seed, 0)
+def _deal_strangers(table: Table, seed: int) -> None:
+    """Give each row the answer of the row before it in a shuffled order."""
+    order = batches.order(len(table), seed, 0)
     stranger = {i: order[k - 1] for k, i in enumerate(order)}
     table.extra = [{"KL_completion_ids": table.pairs[stranger[i]].completion_ids} for i in range(len(table))]
-    longest = sorted(range(len(table)), key=lambda i: -len(table.pairs[i]))
-    for start in range(0, len(longest), made.cut.micro_batch):
-        part = longest[start : start + made.cut.micro_batch]
-        rows = [table.row(i) for i in part]
-        own, others = made.logps(rows), made.logps(rows, "KL_")
-        for k, i in enumerate(part):
-            table.extra[i] |= {"ref_logps": own[k].item(), "ref_KL_logps": others[k].item()}
 
 
+def _ask(made: Preferring, table: Table, part: list[int]) -> list[dict]:
+    """Log-probabilities of some rows' own answers and of the strangers', before training."""
+    rows = [table.row(i) for i in part]
+    own, others = made.logps(rows).tolist(), made.logps(rows, "KL_").tolist()
+    return [{"ref_logps": a, "ref_KL_logps": b} for a, b in zip(own, others, strict=True)]

@@ -14,10 +14,11 @@ from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
 from slmkit.ml import batches, chat, look, loss, memory, models, packing
+from slmkit.ml.shards import Sharding
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
 
-class _Trainer(SFTTrainer):
+class _Trainer(Sharding, SFTTrainer):
     """TRL's trainer with the batches and the loss of this package, and without what is measured at every step for nobody."""
 
     def __init__(self, *args: Any, run: Run, examples: list[chat.Example], cut: batches.Cut, **kwargs: Any):

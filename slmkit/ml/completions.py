@@ -1,0 +1,189 @@
+"""OpenAI's request bodies into what the Writer is asked, and its answers into OpenAI's responses, for `serve` and the local teacher alike.
+
+A parameter that would change the answer and is not supported is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from jinja2 import TemplateError
+
+from slmkit.ml.writer import Ask, Token, Wrote
+
+HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
+SAMPLING = {"temperature", "top_p", "seed", "stop", "n"}
+CHAT = HARMLESS | SAMPLING | {"messages", "tools", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"}
+PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of"}
+NEUTRAL = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,),
+           "suffix": ("",), "best_of": (1,), "modalities": (["text"],)}  # fmt: skip
+"""Parameters that are accepted with the values that change nothing."""
+DEFAULT_MOST = {"chat": 1024, "plain": 16}
+
+
+class BadRequest(ValueError):
+    """A body that cannot be answered. code: OpenAI's name of it, where it has one."""
+
+    def __init__(self, what: str, param: str | None = None, code: str | None = None):
+        super().__init__(what)
+        self.param, self.code = param, code
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What rendering needs of a model: its tokenizer, the ids that end a turn, the longest text (tokens), and what it says it is."""
+
+    tokenizer: Any
+    ends: frozenset[int]
+    longest: int | None
+    fingerprint: str
+
+
+def chat_asks(body: dict, speaker: Speaker) -> list[Ask]:
+    """The n asks of a chat completion's body. Raises BadRequest."""
+    _known(body, CHAT)
+    if (said := body.get("response_format")) and said.get("type") != "text":
+        raise BadRequest(f"response_format `{said.get('type')}` is not supported here: answers are not constrained", "response_format")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        raise BadRequest("`messages` should be a list of messages, each with a role and a content", "messages")
+    tokenizer = speaker.tokenizer
+    if not tokenizer.chat_template:
+        raise BadRequest("this model has no chat template; use /v1/completions", "messages")
+    try:
+        text = tokenizer.apply_chat_template(
+            [_flat(m) for m in messages], tools=body.get("tools") or None, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as e:
+        raise BadRequest(f"the chat template refuses these messages: {e}", "messages") from None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    most = body.get("max_completion_tokens") or body.get("max_tokens")
+    top = _integer(body, "top_logprobs", 0, 20, 0) if body.get("logprobs") else None
+    return _several(body, speaker, ids, most, "chat", top, False)
+
+
+def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
+    """The asks of a completion's body: n for each prompt, in order. Prompts are texts or tokens. Raises BadRequest."""
+    _known(body, PLAIN)
+    prompt = body.get("prompt")
+    several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+    top = _integer(body, "logprobs", 0, 20, None)
+    out: list[Ask] = []
+    for one in several:
+        if isinstance(one, str):
+            ids = speaker.tokenizer(one)["input_ids"]
+        elif isinstance(one, list) and all(isinstance(i, int) and 0 <= i < len(speaker.tokenizer) for i in one):
+            ids = one
+        else:
+            raise BadRequest("`prompt` should be a text, a list of tokens of this model, or a list of these", "prompt")
+        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, bool(body.get("echo")))
+    return out
+
+
+def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str, top: int | None, echo: bool) -> list[Ask]:
+    longest = speaker.longest
+    if not ids:
+        raise BadRequest("the prompt is empty", "prompt")
+    if longest is not None and len(ids) > longest - (0 if echo else 1):
+        raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", "messages", "context_length_exceeded")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
+        raise BadRequest(f"`max_tokens` should be a whole number, this is {most!r}", "max_tokens")
+    if most and longest is not None and len(ids) + most > longest and not echo:
+        what = f"{len(ids)} tokens of the prompt and {most} of the answer are more than the {longest} of this model's context"
+        raise BadRequest(what, "max_tokens", "context_length_exceeded")
+    room = longest - len(ids) if longest is not None else DEFAULT_MOST[kind]
+    most = min(DEFAULT_MOST[kind], room) if most is None else most
+    stop = body.get("stop") or []
+    stop = (stop,) if isinstance(stop, str) else tuple(s for s in stop if s)
+    seed = _integer(body, "seed", -(2**63), 2**63, None)
+    common = {"ends": speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0), "top_p": _number(body, "top_p", 0, 1, 1.0),
+              "stop": stop, "top_logprobs": top, "echo": echo}  # fmt: skip
+    n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
+    return [Ask(ids, most, seed=None if seed is None else abs(seed) + k, **common) for k in range(n)]
+
+
+def _known(body: dict, known: set[str]) -> None:
+    for key, value in body.items():
+        if key not in known and value is not None and not any(value == v for v in NEUTRAL.get(key, ())):
+            raise BadRequest(f"`{key}` is not supported here" + (f" with the value {value!r}" if key in NEUTRAL else ""), key)
+
+
+def _number(body: dict, key: str, least: float, most: float, default: float) -> float:
+    value = body.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise BadRequest(f"`{key}` should be a number from {least} to {most}, this is {value!r}", key)
+    return float(value)
+
+
+def _integer(body: dict, key: str, least: int, most: int, default: int | None) -> int | None:
+    value = body.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadRequest(f"`{key}` should be a whole number from {least} to {most}, this is {value!r}", key)
+    return value
+
+
+def _flat(message: dict) -> dict:
+    """Text parts as one text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message | {"content": content or ""}
+    if any(p.get("type") != "text" for p in content):
+        raise BadRequest("only text can be read here", "messages")
+    return message | {"content": "".join(p["text"] for p in content)}
+
+
+def usage(asks: list[Ask], wrote: list[Wrote]) -> dict:
+    """Each prompt counts once, however many answers it has; an end of turn counts as written."""
+    given = sum(len(ids) for ids in {id(a.ids): a.ids for a in asks}.values())
+    new = sum(len(w.tokens) + (w.finish == "stop") for w in wrote)
+    return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
+
+
+def head(kind: str, model: str, speaker: Speaker) -> dict:
+    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+    return {"id": f"{prefix}-{uuid.uuid4().hex[:24]}", "object": kind, "created": int(time.time()), "model": model,
+            "system_fingerprint": speaker.fingerprint}  # fmt: skip
+
+
+def chat_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
+    choices = [
+        {"index": i, "message": {"role": "assistant", "content": w.text}, "finish_reason": w.finish,
+         "logprobs": {"content": [chat_logprob(t, speaker) for t in w.tokens]} if a.top_logprobs is not None else None}
+        for i, (a, w) in enumerate(zip(asks, wrote, strict=True))
+    ]  # fmt: skip
+    return head("chat.completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
+
+
+def chat_logprob(token: Token, speaker: Speaker) -> dict:
+    def one(id_: int, logprob: float) -> dict:
+        text = speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "token_id": id_}
+
+    return one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]}
+
+
+def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
+    choices = []
+    for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
+        text = (speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else "") + w.text
+        logs = plain_logprobs([*w.prompt, *w.tokens], speaker) if ask.top_logprobs is not None else None
+        choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
+    return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
+
+
+def plain_logprobs(tokens: list[Token], speaker: Speaker) -> dict:
+    def text(id_: int) -> str:
+        return speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
+
+    texts = [text(t.id) for t in tokens]
+    offsets = list(accumulate(map(len, texts[:-1]), initial=0)) if texts else []
+    tops = [None if t.logprob is None else {text(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
+    return {"tokens": texts, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}

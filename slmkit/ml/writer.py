@@ -1,0 +1,166 @@
+"""Writes answers in batches whose rows need nothing in common: each has its own length, temperature, seed, stops and end.
+
+Rows are padded on the left and leave the batch when they have ended. Greedy answers are those of the row alone (to rounding); a
+sampled row draws from its own generator, so that its neighbours change nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import DynamicCache
+
+TAIL = 48  # tokens that are decoded again to look for a stop: longer stops are found a few tokens late
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt. ids: its tokens. temperature 0 is greedy. top_logprobs: how many alternatives to report a token; None for no logprobs.
+
+    echo: report the prompt's own tokens too. ends: ids that end the answer. stop: texts that end it, left out of it.
+    """
+
+    ids: tuple[int, ...]
+    most: int
+    ends: frozenset[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    echo: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its log probability (natural) before temperature, and the likeliest ones: [(id, logprob)], best first."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Wrote:
+    """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none)."""
+
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+    prompt: list[Token] = field(default_factory=list)
+
+
+class Writer:
+    """A model that writes. Not for use by two threads at once."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer, where: torch.device):
+        self.model, self.tokenizer, self.where = model.eval(), tokenizer, where
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        config = model.config.get_text_config()
+        self.longest: int | None = getattr(config, "max_position_embeddings", None)
+
+    @torch.inference_mode()
+    def write(self, asks: list[Ask], each: Callable[[int, Token], bool] | None = None) -> list[Wrote]:
+        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row."""
+        wrote = [Wrote() for _ in asks]
+        live = list(range(len(asks)))
+        ids, mask = self._padded(asks)
+        cache = DynamicCache(config=self.model.config)
+        generators = [_generator(a, self.where) for a in asks]
+        logits = self._prefill(asks, ids, mask, cache, wrote)
+        positions = mask.sum(1)
+        while live:
+            chosen, going = [], []
+            for row, index in enumerate(live):
+                token = _choose(logits[row], asks[index], generators[index])
+                if self._take(wrote[index], token, asks[index], each is None or each(index, token)):
+                    going.append(row)
+                    chosen.append(token.id)
+            if not going:
+                break
+            if len(going) < len(live):
+                keep = torch.tensor(going, device=self.where)
+                cache.batch_select_indices(keep)
+                mask, positions = mask[keep], positions[keep]
+                live = [live[r] for r in going]
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+            step = torch.tensor(chosen, device=self.where)[:, None]
+            found = self.model(input_ids=step, attention_mask=mask, position_ids=positions[:, None], past_key_values=cache, use_cache=True)
+            logits, positions = found.logits[:, -1].float(), positions + 1
+        return wrote
+
+    def _padded(self, asks: list[Ask]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(a.ids) for a in asks)
+        ids, mask = torch.full((len(asks), width), self.pad), torch.zeros(len(asks), width, dtype=torch.long)
+        for row, ask in enumerate(asks):
+            ids[row, width - len(ask.ids) :], mask[row, width - len(ask.ids) :] = torch.tensor(ask.ids), 1
+        return ids.to(self.where), mask.to(self.where)
+
+    def _prefill(self, asks: list[Ask], ids, mask, cache, wrote: list[Wrote]) -> torch.Tensor:
+        """The prompts' pass: fills the cache, notes the prompts' logprobs where asked, gives the logits of the first new token."""
+        echoes = any(a.echo and a.top_logprobs is not None for a in asks)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        keep = 0 if echoes else 1  # 0: logits of every place
+        found = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
+        )
+        for row, ask in enumerate(asks) if echoes else ():
+            if ask.echo and ask.top_logprobs is not None:
+                own = found.logits[row, ids.shape[1] - len(ask.ids) :].float()
+                wrote[row].prompt = [Token(ask.ids[0]), *(_token(one, i, ask.top_logprobs) for one, i in zip(own, ask.ids[1:], strict=False))]
+        return found.logits[:, -1].float()
+
+    def _take(self, wrote: Wrote, token: Token, ask: Ask, wanted: bool) -> bool:
+        """Add a token to an answer; does it go on?"""
+        if ask.most <= 0:
+            wrote.finish = "length"
+            return False
+        if token.id in ask.ends:
+            wrote.finish, wrote.text = "stop", self.decode([t.id for t in wrote.tokens])
+            return False
+        wrote.tokens.append(token)
+        if ask.stop:
+            tail = self.decode([t.id for t in wrote.tokens[-TAIL:]])
+            if any(s in tail for s in ask.stop):
+                text = self.decode([t.id for t in wrote.tokens])
+                wrote.finish, wrote.text = "stop", text[: min(i for s in ask.stop if (i := text.find(s)) >= 0)]
+                return False
+        if not wanted or len(wrote.tokens) >= ask.most or self._full(ask, wrote):
+            wrote.finish, wrote.text = "length", self.decode([t.id for t in wrote.tokens])
+            return False
+        return True
+
+    def _full(self, ask: Ask, wrote: Wrote) -> bool:
+        return self.longest is not None and len(ask.ids) + len(wrote.tokens) >= self.longest
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _generator(ask: Ask, where: torch.device) -> torch.Generator | None:
+    if ask.temperature == 0:
+        return None
+    return torch.Generator(where).manual_seed(secrets.randbits(63) if ask.seed is None else ask.seed)
+
+
+def _choose(logits: torch.Tensor, ask: Ask, generator: torch.Generator | None) -> Token:
+    if generator is None:
+        chosen = int(logits.argmax())
+    else:
+        chances = torch.softmax(logits / ask.temperature, -1)
+        if ask.top_p < 1:
+            ordered, order = chances.sort(descending=True)
+            ordered[ordered.cumsum(0) - ordered >= ask.top_p] = 0  # the first is always kept
+            chances = torch.zeros_like(chances).scatter_(0, order, ordered)
+        chosen = int(torch.multinomial(chances, 1, generator=generator))
+    return Token(chosen) if ask.top_logprobs is None else _token(logits, chosen, ask.top_logprobs)
+
+
+def _token(logits: torch.Tensor, chosen: int, top: int) -> Token:
+    logs = torch.log_softmax(logits, -1)
+    best = logs.topk(top) if top else None
+    pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)) if best else ()
+    return Token(chosen, float(logs[chosen]), pairs)

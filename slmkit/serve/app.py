@@ -1,0 +1,193 @@
+"""OpenAI's HTTP interface: chat and plain completions, streamed or whole, the list of models, and /health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from slmkit.ml import completions
+from slmkit.ml.completions import BadRequest, Speaker
+from slmkit.ml.writer import Ask, Token
+from slmkit.serve.bench import Bench, Job
+
+
+@dataclass(frozen=True)
+class Served:
+    """name → what is served under it; the first is the model itself."""
+
+    speakers: dict[str, Speaker]
+    bench: Bench
+    key: str | None = None
+
+
+def app(served: Served) -> FastAPI:
+    api = FastAPI(title="slmkit serve", docs_url=None, redoc_url=None, openapi_url=None)
+    started = int(time.time())
+
+    @api.exception_handler(BadRequest)
+    async def bad(_: Request, e: BadRequest) -> JSONResponse:
+        return _error(400, str(e), e.code, e.param)
+
+    @api.exception_handler(HTTPException)
+    async def other(_: Request, e: HTTPException) -> JSONResponse:
+        return _error(e.status_code, str(e.detail))
+
+    @api.exception_handler(Exception)
+    async def broken(_: Request, e: Exception) -> JSONResponse:
+        return _error(500, f"{type(e).__name__}: {str(e)[:200]}")
+
+    @api.middleware("http")
+    async def allowed(request: Request, then: Callable) -> Any:
+        if served.key and request.url.path != "/health":
+            if not secrets.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {served.key}".encode()):
+                return _error(401, "the key is missing or wrong", "invalid_api_key")
+        return await then(request)
+
+    @api.get("/health")
+    async def health() -> dict:
+        return {"status": "ok", "models": list(served.speakers), "running": served.bench.running, "waiting": served.bench.queued}
+
+    @api.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [_model(n, s, started) for n, s in served.speakers.items()]}
+
+    @api.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict:
+        return _model(name, _speaker(served, name), started)
+
+    @api.post("/v1/chat/completions")
+    async def chat(request: Request) -> Any:
+        return await _complete(served, request, "chat.completion")
+
+    @api.post("/v1/completions")
+    async def plain(request: Request) -> Any:
+        return await _complete(served, request, "text_completion")
+
+    return api
+
+
+def _model(name: str, speaker: Speaker, started: int) -> dict:
+    return {"id": name, "object": "model", "created": started, "owned_by": "slmkit", "max_model_len": speaker.longest,
+            "fingerprint": speaker.fingerprint}  # fmt: skip
+
+
+def _speaker(served: Served, name: Any) -> Speaker:
+    if name not in served.speakers:
+        raise HTTPException(404, f"no model `{name}` here; there is {', '.join(served.speakers)}")
+    return served.speakers[name]
+
+
+async def _complete(served: Served, request: Request, kind: str) -> Any:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as e:
+        raise BadRequest(f"the body is no JSON: {e}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body should be a JSON object")
+    name = body.get("model")
+    speaker = _speaker(served, name)
+    chat = kind == "chat.completion"
+    build = completions.chat_asks if chat else completions.plain_asks
+    asks = await asyncio.to_thread(build, body, speaker)
+    loop = asyncio.get_running_loop()
+    job = Job(name, asks, loop, loop.create_future())
+    if body.get("stream"):
+        return StreamingResponse(_stream(served, job, speaker, chat, body), media_type="text/event-stream")
+    served.bench.put(job)
+    wrote = await _unless_gone(request, job)
+    respond = completions.chat_response if chat else completions.plain_response
+    return JSONResponse(respond(name, asks, wrote, speaker))
+
+
+async def _unless_gone(request: Request, job: Job) -> list:
+    """The answer; a client that hangs up frees its rows of the batch."""
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.5)
+        job.gone.set()
+
+    watch = asyncio.create_task(gone())
+    try:
+        return await job.done
+    finally:
+        watch.cancel()
+
+
+async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, body: dict) -> AsyncIterator[str]:
+    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE]."""
+    heard: asyncio.Queue = asyncio.Queue()
+    job.heard = lambda index, token: heard.put_nowait((index, token))
+    job.done.add_done_callback(lambda _: heard.put_nowait(None))
+    served.bench.put(job)
+    head = completions.head("chat.completion.chunk" if chat else "text_completion", job.model, speaker)
+    rows = [_Row(i, ask, speaker, chat) for i, ask in enumerate(job.asks)]
+    try:
+        for row in rows if chat else ():
+            yield _event(head | {"choices": [row.choice({"role": "assistant", "content": ""})]})
+        while (one := await heard.get()) is not None:
+            piece, token = rows[one[0]].add(one[1])
+            if piece or (piece is not None and token is not None):
+                yield _event(head | {"choices": [rows[one[0]].choice(piece, token)]})
+        wrote = await job.done
+        for row, done in zip(rows, wrote, strict=True):
+            if rest := row.rest(done.text):
+                yield _event(head | {"choices": [row.choice(rest)]})
+            yield _event(head | {"choices": [row.choice(None, finish=done.finish)]})
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield _event(head | {"choices": [], "usage": completions.usage(job.asks, wrote)})
+        yield "data: [DONE]\n\n"
+    finally:
+        job.gone.set()
+
+
+class _Row:
+    """One answer as it is streamed: text is held back while it might be half a character, or the beginning of a stop."""
+
+    def __init__(self, index: int, ask: Ask, speaker: Speaker, chat: bool):
+        self.index, self.ask, self.speaker, self.chat = index, ask, speaker, chat
+        self.ids: list[int] = []
+        self.sent = ""
+
+    def add(self, token: Token) -> tuple[str | None, Token | None]:
+        """(the text that may be sent now, the token where logprobs are wanted)."""
+        if token.id in self.ask.ends:
+            return None, None
+        self.ids.append(token.id)
+        text = self.speaker.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        hold = max((k for s in self.ask.stop for k in range(1, len(s) + 1) if text.endswith(s[:k])), default=0)
+        if text.endswith("\ufffd") or any(s in text for s in self.ask.stop):
+            return "", token if self.ask.top_logprobs is not None else None
+        whole = text[: len(text) - hold]
+        piece, self.sent = (whole[len(self.sent) :], whole) if len(whole) > len(self.sent) else ("", self.sent)
+        return piece, token if self.ask.top_logprobs is not None else None
+
+    def rest(self, text: str) -> str:
+        piece, self.sent = text[len(self.sent) :], text
+        return piece
+
+    def choice(self, piece: Any, token: Token | None = None, finish: str | None = None) -> dict:
+        logs = None
+        if token is not None:
+            logs = {"content": [completions.chat_logprob(token, self.speaker)]} if self.chat else completions.plain_logprobs([token], self.speaker)
+        if not self.chat:
+            return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
+        delta = piece if isinstance(piece, dict) else ({"content": piece} if piece is not None else {})
+        return {"index": self.index, "delta": delta, "logprobs": logs, "finish_reason": finish}
+
+
+def _event(value: dict) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _error(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)

@@ -1,0 +1,192 @@
+"""Let a teacher write training data: it answers your prompts, and the answers become a dataset.
+
+The teacher is any OpenAI-compatible endpoint, or a model that is run here. Every answer is kept in a ledger the moment it
+arrives: a killed run goes on, one more prompt costs one more call, and nothing is paid for twice. `budget` is never passed.
+
+    slmkit distill recipe.yaml
+    slmkit distill recipe.yaml teach --set steps.teach.budget.usd=10
+    slmkit distill recipe.yaml teach --set steps.teach.execution.concurrency=64
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from slmkit.steps import _tasks
+from slmkit.steps._fields import DataRefs, Device, Ref, Seed
+from slmkit.steps._step import Context, How, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._teacher import Budget, Prices, Teacher, TeacherRef
+
+VERSION = 1
+TAKES = {
+    "prompts": Takes("dataset", many=True, lone=True, optional=True), "teacher": Takes("model", "adapter", optional=True),
+    "template": Takes("template", optional=True), "verify_code": Takes("code", optional=True),
+    "tasks": Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files),  # is a question of theirs among the rows?
+    "held_out": Takes("dataset", many=True, optional=True, witness=True, of="validation"),
+}  # fmt: skip
+GIVES = "dataset"
+
+
+class Filters(Part):
+    """What an answer must be. What is dropped is kept in dropped.jsonl with the reason."""
+
+    regex: str | None = None
+    """A Python regular expression that the whole answer must match."""
+    verify: Literal["exact", "numeric", "python"] | None = None
+    """exact, numeric: against the row's own answer. python: the function `verify` of `verify_code`."""
+    min_score: float | None = None
+    """The least score from the judge that a row may have; for modes that have one."""
+    duplicates: bool = True
+    """Drop rows that are there already, to the letter."""
+    near_duplicates: Annotated[float, Field(gt=0.3, lt=1)] | None = None
+    """Drop rows whose likeness (Jaccard of 5-grams, by MinHash) to an earlier one is at least this; 0.85 is a good start."""
+    leaks: bool = True
+    """Drop questions of the recipe's evaluation tasks and validation data."""
+    personal: bool = False
+    """Drop rows with likely personal data."""
+    refusals: bool = True
+    """Drop answers such as `I'm sorry, but I can't`."""
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as e:
+            raise ValueError(f"not a regular expression: {e}") from None
+        return value
+
+
+class Config(StepConfig):
+    mode: Literal["answer"] = "answer"
+    """answer: the teacher answers each prompt."""
+    teacher: TeacherRef
+    """Who answers: `{model: gpt-5-mini, api_key_env: OPENAI_API_KEY}`, or a model that is run here, such as `demo:teacher`."""
+    prompts: DataRefs | None = None
+    """What is asked: rows with `prompt`, `messages`, `instruction` or `text`, in any usual file; a mapping can name the column."""
+    template: Ref | None = None
+    """A Jinja file that says what the teacher is sent for a prompt. The student still sees the bare prompt."""
+    system: str | None = None
+    """System message for the teacher: the instructions that the student is to learn by heart."""
+    student_system: str | None = None
+    """System message that the rows get, in place of any of their own."""
+    n: Annotated[int, Field(ge=1, le=256)] = 1
+    """Answers for each prompt."""
+    majority: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep one of the n answers: the one that most agree on, if at least this share of them does (self-consistency)."""
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    """Of the teacher's sampling. None: the endpoint's default."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling. None: the endpoint's default."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """The most tokens of an answer. Longer ones are cut, and dropped."""
+    seed: Seed | None = None
+    """Sent with each request (sample k gets seed + k); endpoints follow it more or less. Also of what is drawn here."""
+    json_schema: dict[str, Any] | None = None
+    """The JSON Schema that each answer must satisfy."""
+    structured: bool = True
+    """Have the endpoint enforce `json_schema` too (response_format)."""
+    filters: Filters = Filters()
+    """Which answers become rows."""
+    verify_code: Ref | None = None
+    """A Python file with `verify(messages, answer, reference) -> bool`, for `filters: {verify: python}`."""
+    min_kept: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = 1
+    """Fewer rows than this are an error: a number, or a share of the rows made (0.9)."""
+    validation: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of the questions that goes into validation.jsonl."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a broken row among the prompts does."""
+    terms: str | None = None
+    """What the teacher's terms say of such data, in your words, for the card: a licence, `not for competing models`, …"""
+    budget: Annotated[Budget | None, How()] = None
+    """The most that may be spent: `{usd: 5, tokens: 2000000, requests: 10000}`."""
+    prices: Annotated[Prices | None, How()] = None
+    """What the teacher charges, per million tokens: `{input: 0.25, output: 2.0}`. Without them tokens are counted, and no dollars."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("`prompts` is missing: the file of what is asked")
+        return value
+
+    @field_validator("majority")
+    @classmethod
+    def _several(cls, value: float | None, info: Any) -> float | None:
+        if value is not None and info.data.get("n", 1) < 2:
+            raise ValueError("`majority` needs several answers to choose from: set `n`, such as `n: 5`")
+        return value
+
+    @field_validator("json_schema")
+    @classmethod
+    def _schema(cls, value: dict | None) -> dict | None:
+        if value is not None:
+            from jsonschema import Draft202012Validator
+            from jsonschema.exceptions import SchemaError
+
+            try:
+                Draft202012Validator.check_schema(value)
+            except SchemaError as e:
+                raise ValueError(f"no JSON Schema: {e.message}") from None
+        return value
+
+    @field_validator("verify_code")
+    @classmethod
+    def _code(cls, value: Any, info: Any) -> Any:
+        wanted = (filters := info.data.get("filters")) is not None and filters.verify == "python"
+        if value is None and wanted:
+            raise ValueError("`filters.verify: python` needs `verify_code`: the file with `verify(messages, answer, reference)`")
+        if value is not None and not wanted and filters is not None:
+            raise ValueError("`verify_code` is read with `filters: {verify: python}` only; add it, or remove the file")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _some(cls, value: Budget | None) -> Budget | None:
+        if value is not None and (value.usd, value.tokens, value.requests) == (None, None, None):
+            raise ValueError("`budget` names none of usd, tokens, requests")
+        return value
+
+    @field_validator("prices")
+    @classmethod
+    def _priced(cls, value: Prices | None, info: Any) -> Prices | None:
+        budget = info.data.get("budget")
+        if budget is not None and budget.usd is not None and value is None:
+            raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
+        return value
+
+
+class Execution(StepExecution):
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    """The most requests at once; fewer where the endpoint says it is too much. For a local teacher: rows per batch."""
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    """Seconds for one request."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 8
+    """Trials of a request after the first, with growing pauses. 429s count for none."""
+    patience: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without a single answer after which the run ends (all answers are kept)."""
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Keep below the account's limit of requests, rather than run into it."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Keep below the account's limit of tokens."""
+    device: Device = "auto"
+    """Of a local teacher: auto, cpu, mps, cuda or cuda:N."""
+
+
+def blocked(config: Config, execution: Execution) -> str | None:
+    """A key that is not set is known before anything runs."""
+    import os
+
+    name = config.teacher.api_key_env if isinstance(config.teacher, Teacher) else None
+    if name and not os.environ.get(name):
+        return f"the environment variable {name} is not set (the teacher's key)"
+    return None
+
+
+def run(ctx: Context, config: Config) -> Result:
+    from slmkit.teach import distill
+
+    return distill.run(ctx, config)

@@ -1,0 +1,207 @@
+"""Carries requests to an endpoint, as many at once as it bears: one dispatcher sends, paces and retries; memory does not grow with their number.
+
+What ends at once: a wrong key, a bad request, an empty budget, a teacher that answers nothing for a long time. What is tried again, with
+growing pauses: refusals, server faults, broken connections, time-outs, pages that are no JSON. What is given up: a request refused for what
+it holds, or tried too often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from slmkit.errors import CannotRun, Stopped
+from slmkit.teach.budget import Held, most_input
+from slmkit.teach.desk import Desk, over_budget
+from slmkit.teach.endpoint import Endpoint, Failure, Route
+from slmkit.teach.pace import Pace, backoff
+from slmkit.teach.request import Request
+
+FIRST_TRIALS = 3  # of a connection that never stood: a wrong address is told within seconds
+GRACE = 5.0  # seconds that requests in flight get to come back when the run has to end
+
+
+@dataclass(frozen=True)
+class Manners:
+    """concurrency: most requests at once. retries: trials after the first. patience: seconds without one answer after which it ends."""
+
+    concurrency: int = 32
+    retries: int = 8
+    patience: float = 300.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+def carry(desk: Desk, requests: Iterator[Request], route: Route, manners: Manners) -> None:
+    """Bring the answers to all requests into the ledger. Raises CannotRun, UsageError, OverBudget."""
+    asyncio.run(_Dispatcher(desk, requests, route, manners).run())
+
+
+class _Dispatcher:
+    """The one that sends. Results come back in tasks, which only note and wake it."""
+
+    def __init__(self, desk: Desk, requests: Iterator[Request], route: Route, manners: Manners):
+        self.desk, self.route, self.manners = desk, route, manners
+        self.new = desk.unanswered(requests)
+        self.pace = Pace(manners.concurrency, manners.requests_per_minute, manners.tokens_per_minute)
+        self.due: list[tuple[float, int, Request, int]] = []  # (when, tie, request, trials so far)
+        self.tasks: set[asyncio.Task] = set()
+        self.woken = asyncio.Event()
+        self.fatal: BaseException | None = None
+        self.number, self.ended = 0, False
+
+    async def run(self) -> None:
+        self.pace.last_success = time.monotonic()
+        with _signals(self._stop):
+            await self._run()
+        if self.fatal:
+            raise self.fatal
+
+    def _stop(self, number: int) -> None:
+        """The first SIGINT or SIGTERM: no new requests; a second one is left to whoever handled it before."""
+        self.fatal = self.fatal or Stopped(128 + number)
+        self.woken.set()
+
+    async def _run(self) -> None:
+        async with Endpoint(self.route) as self.endpoint:
+            try:
+                while (item := await self._next()) is not None:
+                    await self._send(*item)
+            finally:
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """Those in flight are paid for: their answers are waited for, a little."""
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=GRACE)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _next(self) -> tuple[Request, int] | None:
+        """The next request to send: one whose pause is over, else a new one; None when all are through."""
+        while True:
+            if self.fatal:
+                return None
+            now = time.monotonic()
+            if self.due and self.due[0][0] <= now:
+                _, _, request, trials = heapq.heappop(self.due)
+                return request, trials
+            if not self.ended and len(self.due) < (4 * self.manners.concurrency if self.pace.proven else 1):
+                one = next(self.new, self)
+                if one is None:
+                    await asyncio.sleep(0)
+                    continue
+                if one is not self:
+                    return one, 0
+                self.ended = True
+            if self.ended and not self.due and not self.tasks:
+                return None
+            await self._wait(self.due[0][0] - now if self.due else None)
+
+    async def _wait(self, seconds: float | None) -> None:
+        self.woken.clear()
+        try:
+            await asyncio.wait_for(self.woken.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _send(self, request: Request, trials: int) -> None:
+        tokens = most_input(request) // 4 + request.most
+        while not self.fatal:
+            self.desk.ledger.refresh()
+            if request in self.desk.ledger:  # another process has asked it meanwhile
+                return
+            held = self.desk.budget.most(request)
+            fits = self.desk.budget.fits(held)
+            delay = self.pace.delay(tokens)
+            if fits == "never" and not self.due:
+                self.fatal = over_budget(self.desk, held, self.new)
+                return
+            if fits == "never":  # others wait for their next trial, and may be smaller
+                self.fatal = over_budget(self.desk, held, iter([*(r for _, _, r, _ in self.due), *self.new]))
+                return
+            if fits == "yes" and delay == 0.0:
+                self.desk.reserve(request, held)
+                task = asyncio.create_task(self._call(request, held, trials, self.pace.sent(tokens)))
+                self.tasks.add(task)
+                task.add_done_callback(self._done)
+                return
+            await self._wait(delay if fits == "yes" else None)
+
+    def _done(self, task: asyncio.Task) -> None:
+        self.tasks.discard(task)
+        self.pace.back()
+        if not task.cancelled() and task.exception() is not None:
+            self.fatal = self.fatal or task.exception()
+        self.woken.set()
+
+    async def _call(self, request: Request, held: Held, trials: int, sent: float) -> None:
+        try:
+            answer = await self.endpoint.call(request.body)
+        except Failure as e:
+            self._failed(request, held, trials, sent, e)
+        except asyncio.CancelledError:
+            self.desk.lose(request, held, "interrupted")
+            raise
+        except Exception:
+            self.desk.refused(request, held, "refused")
+            raise
+        else:
+            self.pace.answered()
+            self.desk.keep(request, answer, held)
+
+    def _failed(self, request: Request, held: Held, trials: int, sent: float, failure: Failure) -> None:
+        if failure.means in ("lost", "slow"):
+            self.desk.lose(request, held, failure.why)
+        else:
+            self.desk.refused(request, held, failure.why)
+        if failure.means == "row":
+            return self.desk.drop(request, failure.why)
+        if failure.means in ("busy", "slow"):
+            self.pace.refused(sent, failure.after)
+        self.pace.failed()
+        silent = time.monotonic() - self.pace.last_success
+        if failure.means == "unreachable" and not self.pace.proven and self.pace.failures >= FIRST_TRIALS:
+            self.fatal = self.fatal or CannotRun(f"{self.route.base_url}: {failure.why}", mend="check `teacher.base_url` and the network")
+        elif self.pace.broken and silent > self.manners.patience:
+            self.fatal = self.fatal or CannotRun(
+                f"{self.route.base_url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}",
+                mend="all answers so far are kept: run the same command again when it is back",
+            )
+        elif trials >= self.manners.retries and failure.means != "busy":
+            self.desk.drop(request, f"no answer in {trials + 1} trials; the last: {failure.why}")
+        else:
+            self.number += 1
+            pause = 0.0 if failure.after is not None else backoff(trials)
+            heapq.heappush(self.due, (time.monotonic() + pause, self.number, request, trials + 1))
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """While requests are in flight, a signal ends the run by way of the loop: what is under way can still come in and be kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, before = asyncio.get_running_loop(), {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int) -> None:
+        for n, handler in before.items():
+            loop.remove_signal_handler(n)
+            signal.signal(n, handler)
+        stop(number)
+
+    for number in before:
+        loop.add_signal_handler(number, first, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""The answers in the ledger into a dataset: rows through the filters, in the order of the prompts, written as they go by.
+
+train.jsonl (and validation.jsonl) hold `messages`, as `datasets.load_dataset(FOLDER)` and every trainer read them; dropped.jsonl
+holds what was left out, and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slmkit.errors import StepFailed
+from slmkit.teach.filters import Filters, ordered
+from slmkit.teach.job import Made
+
+TRAIN, VALIDATION, DROPPED = "train.jsonl", "validation.jsonl", "dropped.jsonl"
+
+
+@dataclass
+class Written:
+    """Counts of what was written."""
+
+    rows: int = 0
+    held_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    scores: Counter[float] = field(default_factory=Counter)
+
+    @property
+    def made(self) -> int:
+        return self.rows + self.held_out + sum(self.dropped.values())
+
+
+def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | None, seed: int, tick=lambda n: None) -> Written:
+    """Write the files into `folder`. share: of the questions that are held out, drawn by their text, so that one question lies on one side."""
+    written = Written()
+    names = [TRAIN, DROPPED, *([VALIDATION] if share else [])]
+    files = {name: (folder / name).open("w", encoding="utf-8") for name in names}
+    try:
+        for made in rows:
+            fault = filters.why(made)
+            if fault:
+                written.reasons[_general(fault[1])] += 1
+                _line(files[DROPPED], {"place": made.place, "filter": fault[0], "reason": fault[1], **made.row})
+                continue
+            held = bool(share) and _draw(made.question, seed) < share
+            written.held_out, written.rows = written.held_out + held, written.rows + (not held)
+            _line(files[VALIDATION if held else TRAIN], made.row)
+            tick(written.rows + written.held_out)
+    finally:
+        for file in files.values():
+            file.close()
+    written.dropped = filters.dropped
+    return written
+
+
+def enough(written: Written, least: float | int) -> None:
+    """Raise StepFailed when fewer rows were kept than the recipe asks for: a share of those made, or a number."""
+    kept = written.rows + written.held_out
+    wanted = least if isinstance(least, int) else least * written.made
+    if kept < max(1, wanted):
+        told = ", ".join(f"{name} {count}" for name, count in ordered(written.dropped)) or "nothing was made"
+        first = written.reasons.most_common(1)
+        most = f"; most often: {first[0][0]}" if first else ""
+        raise StepFailed(
+            f"{kept} of {written.made} rows were kept, and `min_kept` is {least} (dropped: {told}{most})",
+            mend="the answers are kept: loosen `filters` or `min_kept`, or change what is asked, and run it again",
+        )
+
+
+def _draw(question: str, seed: int) -> float:
+    digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8, key=f"slmkit/held-out/{seed}".encode()).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _line(file, row: dict) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _general(reason: str) -> str:
+    return reason.split(":")[0].split(" (")[0][:80]

@@ -1,0 +1,108 @@
+"""The desk over which every request goes, whatever carries it: the ledger first, then the budget; an answer is kept, then counted.
+
+A carrier (chat calls, a batch, a model in this process) brings answers to the ledger and nothing else; what they become is read
+from the ledger afterwards. So a killed run, another concurrency, or another carrier change nothing of the outcome.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from slmkit.errors import CannotRun
+from slmkit.teach.budget import Budget, Held
+from slmkit.teach.ledger import Ledger
+from slmkit.teach.request import Answer, Request
+
+
+@dataclass
+class Desk:
+    """ledger, budget: shared by all requests of a run. gave_up: key → why, of requests that got no answer this time.
+
+    told: called after each answer with (kept so far, tokens of it). hits: requests that the ledger held already.
+    """
+
+    ledger: Ledger
+    budget: Budget
+    told: Callable[[int, int], None] = lambda kept, tokens: None
+    gave_up: dict[str, str] = field(default_factory=dict)
+    hits: int = 0
+    kept: int = 0
+    asked: set[str] = field(default_factory=set)
+    observed: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def unanswered(self, requests: Iterator[Request]) -> Iterator[Request | None]:
+        """Those that must be asked, each once. None: nothing new among many, so that an event loop gets its turn."""
+        for number, request in enumerate(requests):
+            if request in self.ledger:
+                self.hits += 1
+                if number % 256 == 255:
+                    yield None
+            elif request.key not in self.asked and request.key not in self.gave_up:
+                self.asked.add(request.key)
+                yield request
+
+    def reserve(self, request: Request, held: Held) -> None:
+        """Before it is sent. Under a budget the reservation is written down too: a kill -9 leaves calls that may be billed."""
+        if self.budget.limits:
+            self.ledger.hold(request, held.tokens, held.usd if self.budget.prices else None)
+        self.budget.reserve(held)
+
+    def keep(self, request: Request, answer: Answer, held: Held) -> None:
+        """An answer has come: into the ledger first."""
+        usd = self.budget.prices.of(answer.usage) if self.budget.prices else None
+        self.ledger.add(request, answer, usd)
+        self.budget.settle(held, answer.usage)
+        self.asked.discard(request.key)
+        self.kept += 1
+        self.observed[" ".join(str(v) for v in answer.observed.values()) or "unnamed"] += 1
+        self.told(self.kept, answer.usage["input"] + answer.usage["output"])
+
+    def lose(self, request: Request, held: Held, why: str) -> None:
+        """No answer, and perhaps a bill."""
+        self.failures[why.partition(":")[0][:60]] += 1
+        self.ledger.lose(request, why[:80], held.tokens, held.usd if self.budget.prices else None)
+        self.budget.lose(held)
+
+    def refused(self, request: Request, held: Held, why: str) -> None:
+        """No answer and no bill."""
+        self.failures[why.partition(":")[0][:60]] += 1
+        if self.budget.limits:
+            self.ledger.free(request)
+        self.budget.release(held)
+
+    def drop(self, request: Request, why: str) -> None:
+        """No more trials: the row is left out, with the reason."""
+        self.asked.discard(request.key)
+        self.gave_up[request.key] = why
+
+
+class OverBudget(CannotRun):
+    """The budget does not allow another request. Everything that was answered is kept."""
+
+
+def over_budget(desk: Desk, held: Held, rest: Iterator[Request | None]) -> OverBudget:
+    """Says how far it got and what the rest would cost, by what the answers so far cost."""
+    left = 1 + sum(r is not None for r in rest)
+    spent = desk.budget.spent
+    told = desk.budget.told()
+    each = spent.tokens / spent.requests if spent.requests else held.tokens
+    cost = f"about {round(left * each)} tokens"
+    if desk.budget.prices:
+        cost += f", {left * (spent.usd / spent.requests if spent.requests else held.usd):.4f} USD"
+    done = desk.hits + desk.kept
+    return OverBudget(
+        f"the budget ({desk.budget.limit_told()}) is reached: {done} of {done + left + len(desk.gave_up)} requests are answered, with {told}",
+        mend=f"all answers are kept; the other {left} would take {cost}: raise `budget` and run the same command again",
+    )
+
+
+def first_of(requests: Iterator[Request | None]) -> tuple[Request | None, Iterator[Request | None]]:
+    """The first that must be asked, and all from there."""
+    for one in requests:
+        if one is not None:
+            return one, chain([one], requests)
+    return None, iter(())

@@ -1,0 +1,133 @@
+"""The distill step from its parts: prompts → requests → (ledger, budget, carrier) → answers → filters → dataset."""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from slmkit.data import leaks, questions
+from slmkit.data.read import shown
+from slmkit.steps._step import Context, Result
+from slmkit.teach import calls, dataset, filters, ledger, templates, verify
+from slmkit.teach.budget import Budget, Limits, Prices
+from slmkit.teach.calls import Manners
+from slmkit.teach.card import card
+from slmkit.teach.desk import Desk
+from slmkit.teach.endpoint import Route
+from slmkit.teach.job import Job
+from slmkit.teach.prompts import Prompt, Prompts
+from slmkit.teach.request import Request
+
+MODES_WITH_TEMPLATE = ("generate", "rationale", "rewrite", "judge", "preference")
+
+
+def run(ctx: Context, config: Any) -> Result:
+    """See slmkit.steps.distill."""
+    prompts = Prompts(ctx.inputs["prompts"], config.on_bad_row == "skip").check() if ctx.inputs.get("prompts") else None
+    checks = filters.build(config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
+    desk, model, book = open_desk(ctx, config)
+    try:
+        template = _template(ctx, config)
+        job = Job(config, model, prompts, template, desk, getattr(config.teacher, "limit_key", "max_tokens"))
+        mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
+        started = time.monotonic()
+        for stage in mode.stages(job):
+            _carry(ctx, config, desk, stage, prompts.count * config.n if prompts else None)
+        book.sync()
+        seconds = time.monotonic() - started
+        written = dataset.write(ctx.out, mode.made(job), checks, config.validation, config.seed or 0)
+        _told(ctx, desk, written)
+        dataset.enough(written, config.min_kept)
+        values = _values(desk, written, prompts, seconds)
+        cost = {k: values[k] for k in ("tokens", "usd") if k in values}
+        return Result(values, card(ctx, config, model, template, values, written), cost, "none", config.seed)
+    finally:
+        book.close()
+
+
+def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
+    """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
+    local = ctx.inputs.get("teacher")
+    model = f"{local.name}@{local.digest[:12]}" if local else config.teacher.model
+    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    account = ctx.state / "account"
+    if not account.exists():
+        account.write_text(secrets.token_hex(8))
+    book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
+    said = config.budget
+    limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
+    prices = Prices(config.prices.input, config.prices.output, config.prices.cached) if config.prices else None
+    return Desk(book, Budget(limits, prices, book.spent)), model, book
+
+
+def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> None:
+    started = time.monotonic()
+    before = desk.kept
+
+    def told(kept: int, tokens: int) -> None:
+        ctx.progress(desk.hits + kept, total, "answers", **{"per_second": (kept - before) / max(1e-9, time.monotonic() - started)})
+
+    desk.told = told
+    requests: Iterator[Request] = stage()
+    if ctx.inputs.get("teacher"):
+        from slmkit.ml import teacher
+
+        return teacher.carry(desk, requests, ctx.inputs["teacher"], ctx.execution)
+    e, said = ctx.execution, config.teacher
+    key = ctx.secret(said.api_key_env) if said.api_key_env else None
+    manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
+    calls.carry(desk, requests, Route(said.base_url, key, said.api_key_env, e.timeout), manners)
+
+
+def _template(ctx: Context, config: Any) -> templates.Template | None:
+    given = ctx.inputs.get("template")
+    if given is None and config.mode not in MODES_WITH_TEMPLATE:
+        return None
+    return templates.load(config.mode, given.path if given else None)
+
+
+def _exams(ctx: Context, config: Any) -> list[leaks.Exam]:
+    """The questions that must not become rows: of the recipe's tasks, and of validation data."""
+    if not config.filters.leaks:
+        return []
+    found, unread = questions.exams(tuple(ctx.inputs.get("tasks") or ()))
+    for name in unread:
+        ctx.log("warning", what=f"the questions of task {name} are not here and were not looked for among the rows")
+    for given in ctx.inputs.get("held_out") or ():
+        asked = [_asked(p) for p in Prompts((given,), skip=True)]
+        found.append(leaks.Exam(shown(given.path), asked))
+    return found
+
+
+def _asked(prompt: Prompt) -> leaks.Asked:
+    from slmkit.data import sides
+
+    return leaks.Asked((sides.normal(prompt.text),), sides.normal(prompt.reference or ""), prompt.place)
+
+
+def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
+    ctx.log("asked", hits=desk.hits, answered=desk.kept, gave_up=len(desk.gave_up), failures=dict(desk.failures), spent=desk.budget.told())
+    if written.dropped:
+        told = ", ".join(f"{name} {count}" for name, count in filters.ordered(written.dropped))
+        ctx.log("warning", what=f"{sum(written.dropped.values())} of {written.made} rows were dropped ({told}); see {dataset.DROPPED}")
+
+
+def _values(desk: Desk, written: dataset.Written, prompts: Prompts | None, seconds: float) -> dict:
+    spent = desk.budget.spent
+    values = {
+        "rows": written.rows, "validation_rows": written.held_out, "dropped": dict(filters.ordered(written.dropped)),
+        "requests": desk.hits + desk.kept + len(desk.gave_up), "from_ledger": desk.hits, "answered": desk.kept,
+        "observed": dict(desk.observed.most_common(8)), "failures": dict(desk.failures.most_common(8)),
+        "tokens": spent.tokens, "lost_requests": spent.lost_requests, "answers_per_second": round(desk.kept / seconds, 2) if desk.kept else None,
+    }
+    if prompts is not None:
+        values |= {"prompts": prompts.count, "broken_prompts": dict(prompts.dropped)}
+    if desk.budget.prices:
+        values["usd"] = round(spent.usd, 6)
+        values["usd_perhaps_billed"] = round(spent.lost_usd, 6)
+    return {k: v for k, v in values.items() if v is not None}
+
+

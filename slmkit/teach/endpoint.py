@@ -1,0 +1,140 @@
+"""An OpenAI-compatible endpoint, through the official SDK on its aiohttp transport: one call, and what every failure means.
+
+The SDK's own retries are off, since they know nothing of budgets and ledgers; and its response models are left out, which halves
+the CPU time of a call.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slmkit.errors import CannotRun, UsageError
+from slmkit.teach.request import Answer, Malformed, answer
+
+Means = Literal["busy", "slow", "lost", "again", "unreachable", "row"]
+ROW_CODES = ("context_length_exceeded", "content_filter", "content_policy_violation", "string_above_max_length", "invalid_prompt")
+OVERLOAD = (429, 503, 529)
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a teacher is reached. key: the secret itself, never shown or kept."""
+
+    base_url: str
+    key: str | None
+    key_name: str | None
+    timeout: float
+
+
+class Failure(Exception):
+    """A call without an answer.
+
+    means: busy (slower, then again), slow (the same, and it may have been billed), lost (again, and it may have been billed), again,
+    unreachable (nothing was sent), row (this request will never be answered).
+    after: seconds of Retry-After.
+    """
+
+    def __init__(self, means: Means, why: str, after: float | None = None):
+        super().__init__(why)
+        self.means, self.why, self.after = means, why, after
+
+
+class Endpoint:
+    """Calls one teacher. Use as an async context manager."""
+
+    def __init__(self, route: Route):
+        import httpx2
+        import openai
+
+        self.route, self.openai, self.raw = route, openai, httpx2.Response
+        self.client = openai.AsyncOpenAI(
+            api_key=route.key or "none", base_url=route.base_url, max_retries=0,
+            http_client=openai.DefaultAioHttpClient(timeout=httpx2.Timeout(route.timeout, connect=min(10.0, route.timeout))),
+        )  # fmt: skip
+
+    async def __aenter__(self) -> Endpoint:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def call(self, body: dict[str, Any]) -> Answer:
+        """One chat completion. Raises Failure, or a SlmkitError that ends everything (a wrong key, a bad request)."""
+        openai = self.openai
+        try:
+            response = await self.client.post("/chat/completions", cast_to=self.raw, body=body)
+            return answer(json.loads(response.content))
+        except (Malformed, ValueError) as e:  # status 200 and no JSON: a proxy's page
+            raise Failure("lost", f"the response is no chat completion: {str(e)[:80]}") from None
+        except openai.APIStatusError as e:
+            raise self._status(e) from None
+        except openai.APIConnectionError as e:  # a time-out is one too
+            raise self._connection(e) from None
+
+    def _connection(self, error: Exception) -> Exception:
+        """Told by the root of the chain: the SDK calls a refused and a broken connection a time-out as well (seen in 3.54)."""
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        name, text = type(cause).__name__, str(cause)[:120]
+        if isinstance(cause, OSError) and cause.errno or name.startswith("ClientConnector"):
+            return Failure("unreachable", f"cannot connect: {text}")
+        if name in ("UnsupportedProtocol", "InvalidURL", "NonHttpUrlClientError", "InvalidUrlClientError"):
+            return UsageError(f"{self.route.base_url} is no URL of an endpoint ({text})", mend="teacher.base_url is like https://api.openai.com/v1")
+        if isinstance(cause, TimeoutError) or "Timeout" in name:
+            return Failure("slow", f"no answer within {self.route.timeout:g} s")
+        return Failure("lost", f"the connection broke: {name}{f' ({text})' if text else ''}")
+
+    def _status(self, error: Any) -> Exception:
+        status, said = error.status_code, _said(error)
+        place = f"{self.route.base_url} answered {status}"
+        if status in OVERLOAD:
+            if "insufficient_quota" in (error.code, error.type):
+                return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
+            return Failure("busy", f"{status}: {said}", _retry_after(error.response.headers))
+        if status in (401, 403):
+            mend = f"check the key in {self.route.key_name}" if self.route.key_name else "name the key's variable: `teacher.api_key_env`"
+            return CannotRun(f"{place}: {said}", mend=mend)
+        if status == 404:
+            return CannotRun(f"{place}: {said}", mend="check `teacher.model` and `teacher.base_url` (it ends in /v1 at most endpoints)")
+        if status in (408, 409, 425) or status >= 500:
+            return Failure("slow" if status in (408, 504) else "again", f"{status}: {said}", _retry_after(error.response.headers))
+        if error.code in ROW_CODES or status == 413:
+            return Failure("row", f"{status}: {said}")
+        return UsageError(f"{place}: {said}", mend=_mend(said))
+
+
+def _said(error: Any) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    text = body.get("message") or (body.get("error") or {} if isinstance(body.get("error"), dict) else {}).get("message") or error.response.text
+    return " ".join(str(text).split())[:200]
+
+
+def _mend(said: str) -> str:
+    if "max_completion_tokens" in said or "max_tokens" in said:
+        return "this endpoint counts under the other name: set `teacher.limit_key` to max_tokens or max_completion_tokens"
+    if "response_format" in said or "json_schema" in said:
+        return "this endpoint does not enforce a schema: set `structured: false`, and the answers are only checked"
+    if "temperature" in said or "top_p" in said or "seed" in said:
+        return "this model takes no such parameter: leave it out (`temperature:` with nothing behind it)"
+    return "the endpoint does not take this request: see what it says"
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds: `retry-after-ms`, or `Retry-After` as seconds or as a date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if not text:
+            continue
+        try:
+            return min(600.0, max(0.0, float(text) / scale))
+        except ValueError:
+            when = email.utils.parsedate_to_datetime(text) if name == "retry-after" and "," in text else None
+            return min(600.0, max(0.0, when.timestamp() - time.time())) if when else None
+    return None
+
+

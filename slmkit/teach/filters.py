@@ -1,0 +1,174 @@
+"""What an answer must be to become a row, in a fixed order; each filter counts, and each row it drops is kept with the reason.
+
+    finished → not empty → JSON Schema → regex → verifier → majority → judge's score → duplicates → leaks → personal data → refusals
+
+A row is dropped by the first that says no.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmkit.data import leaks, personal, shingles, sides
+from slmkit.data.rows import Row
+from slmkit.teach.job import Made
+
+REFUSAL = re.compile(
+    r"\A\W*(?:i['’]?m (?:very |so )?sorry\b|sorry,? (?:but )?i\b|i (?:can(?:no|['’])?t|am (?:not able|unable)|won['’]?t)\b|"
+    r"i['’]?m (?:not able|unable) to\b|as an ai(?: language model)?\b|unfortunately,? i (?:can|am)\b|i do not have the ability\b|"
+    r"es tut mir leid\b|ich kann (?:das |ihnen |dir )?(?:leider )?nicht\b|je suis désolée?\b|lo siento\b)",
+    re.IGNORECASE,
+)
+ORDER = ("answered", "finished", "empty", "json_schema", "regex", "verify", "majority", "judge", "duplicates", "near_duplicates", "leaks",
+         "personal", "refusals")
+
+
+@dataclass
+class Filters:
+    """Checks in order; `passed` and `dropped` count."""
+
+    checks: list[tuple[str, Callable[[Made], str | None]]]
+    passed: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def why(self, made: Made) -> tuple[str, str] | None:
+        """(filter, reason) of the first that says no, else None."""
+        for name, check in self.checks:
+            if reason := check(made):
+                self.dropped[name] += 1
+                return name, reason
+        self.passed += 1
+        return None
+
+
+def build(config: Any, exams: list[leaks.Exam], verify: Callable[[Made], str | None] | None) -> Filters:
+    """The filters of a config. exams: questions that must not be among the rows. verify: a reason to drop, or None."""
+    f = config.filters
+    checks: list = [("answered", lambda m: m.why if m.why and not m.why.startswith("no majority") else None)]
+    checks += [("finished", _finished), ("empty", lambda m: None if m.answer.strip() or m.more.get("calls") else "the answer is empty")]
+    if config.json_schema is not None:
+        checks.append(("json_schema", _schema(config.json_schema)))
+    if f.regex is not None:
+        pattern = re.compile(f.regex, re.DOTALL)
+        checks.append(("regex", lambda m: None if pattern.fullmatch(m.answer.strip()) else "the answer does not match the pattern"))
+    if verify is not None:
+        checks.append(("verify", verify))
+    checks.append(("majority", lambda m: m.why))
+    if f.min_score is not None:
+        checks.append(("judge", lambda m: _scored(m, f.min_score)))
+    if f.duplicates:
+        checks.append(("duplicates", _Seen()))
+    if f.near_duplicates is not None:
+        checks.append(("near_duplicates", _Near(f.near_duplicates)))
+    if f.leaks and exams:
+        checks.append(("leaks", _Leaks(exams)))
+    if f.personal:
+        checks.append(("personal", _personal))
+    if f.refusals:
+        checks.append(("refusals", lambda m: "the teacher refused" if REFUSAL.match(m.answer) else None))
+    return Filters(checks)
+
+
+def _finished(made: Made) -> str | None:
+    if made.finish in ("stop", "tool_calls", "function_call", None):
+        return None
+    return "the answer was cut at max_tokens" if made.finish == "length" else f"the answer ended with `{made.finish}`"
+
+
+def _schema(schema: dict) -> Callable[[Made], str | None]:
+    from jsonschema import Draft202012Validator
+
+    validator = Draft202012Validator(schema)
+
+    def check(made: Made) -> str | None:
+        try:
+            value = json.loads(made.answer)
+        except (ValueError, RecursionError):
+            return "the answer is no JSON"
+        fault = next(iter(sorted(validator.iter_errors(value), key=str)), None)
+        place = ".".join(str(p) for p in fault.absolute_path) if fault else ""
+        return f"the answer does not satisfy the schema{f' at {place}' if place else ''}: {fault.message[:120]}" if fault else None
+
+    return check
+
+
+def _scored(made: Made, least: float) -> str | None:
+    score = made.more.get("score")
+    if score is None:
+        return "the judge gave no score"
+    return None if score >= least else f"the judge gave {score:g}, below {least:g}"
+
+
+def _row(made: Made) -> Row:
+    """A made row in the form that the x-ray's checks look at."""
+    return Row(0, messages=tuple(made.row.get("messages") or ()), chosen=tuple(made.row.get("chosen") or ()))
+
+
+class _Seen:
+    """The same question and answer, to the letter after normalising; 16 bytes a row."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+
+    def __call__(self, made: Made) -> str | None:
+        import hashlib
+
+        text = sides.normal(json.dumps(made.row, sort_keys=True, ensure_ascii=False, default=str))
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        if key in self.seen:
+            return "the same row is there already"
+        self.seen.add(key)
+        return None
+
+
+class _Near:
+    """Nearly the same row by MinHash, checked on the estimate of both signatures; about 2 kB a row."""
+
+    def __init__(self, threshold: float):
+        self.index, self.threshold = shingles.Index(threshold), threshold
+        self.signatures: list[Any] = []
+        self.places: list[str] = []
+
+    def __call__(self, made: Made) -> str | None:
+        text = sides.normal(sides.whole(_row(made)))
+        if len(text) < shingles.SHORTEST:
+            return None
+        signature = self.index.mark(shingles.pieces(text))
+        for other in self.index.near(signature):
+            if signature.jaccard(self.signatures[other]) >= self.threshold:
+                return f"nearly the same as {self.places[other]}"
+        self.index.add(len(self.signatures), signature)
+        self.signatures.append(signature)
+        self.places.append(made.place)
+        return None
+
+
+class _Leaks:
+    """Questions of the recipe's evaluation tasks and validation data."""
+
+    def __init__(self, exams: list[leaks.Exam]):
+        self.exams, self.leaks = exams, leaks.Leaks(exams)
+
+    def __call__(self, made: Made) -> str | None:
+        for exam in self.exams:
+            exam.found.clear()
+        self.leaks.add(_row(made), made.place)
+        for exam in self.exams:
+            if exam.found:
+                number, (rank, _) = next(iter(exam.found.items()))
+                return f"a question of {exam.name} ({leaks.KINDS[rank]}: {exam.asked[number].place})"
+        return None
+
+
+def _personal(made: Made) -> str | None:
+    found = {kind for kind, _, _ in personal.find(sides.whole(_row(made)))}
+    return f"likely personal data: {', '.join(sorted(found))}" if found else None
+
+
+def ordered(dropped: Counter[str]) -> Iterator[tuple[str, int]]:
+    return ((name, dropped[name]) for name in ORDER if dropped[name])

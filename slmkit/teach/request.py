@@ -1,0 +1,78 @@
+"""One question to a teacher: the body as it is sent, the sample's number, and the key under which its answer is kept.
+
+The key is a hash of what could change the answer: model, messages, parameters, sample. Where the teacher is reached, how, and
+how fast are no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """body: of POST /chat/completions, without `n` and `stream`. sample: 0 … n - 1, several answers to one body."""
+
+    body: dict[str, Any]
+    sample: int = 0
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps([self.body, self.sample], sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        object.__setattr__(self, "key", hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+    @property
+    def most(self) -> int:
+        """The most tokens that an answer may have; 0 where the body names no limit."""
+        return self.body.get("max_completion_tokens") or self.body.get("max_tokens") or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one request. message: the assistant's, as OpenAI writes it. usage: input, output, cached tokens.
+
+    observed: what the endpoint said it was: model, system_fingerprint. logprobs: as OpenAI writes them, where asked for.
+    """
+
+    message: dict[str, Any]
+    finish: str | None
+    usage: dict[str, int]
+    observed: dict[str, Any] = field(default_factory=dict)
+    logprobs: dict | None = None
+
+    @property
+    def text(self) -> str:
+        return self.message.get("content") or ""
+
+    @property
+    def reasoning(self) -> str:
+        return self.message.get("reasoning_content") or self.message.get("reasoning") or ""
+
+
+class Malformed(ValueError):
+    """A response that is no chat completion."""
+
+
+def answer(response: Any) -> Answer:
+    """An Answer from the JSON of a chat completion. Raises Malformed."""
+    try:
+        choice = response["choices"][0]
+        message = {k: v for k, v in choice["message"].items() if v is not None}
+        content = message.get("content")
+        if isinstance(content, list):  # parts, as some endpoints have them
+            message["content"] = "".join(p.get("text", "") for p in content)
+        elif content is not None and not isinstance(content, str):
+            raise Malformed("the answer's content is no text")
+        message.setdefault("role", "assistant")
+        seen = {k: response[k] for k in ("model", "system_fingerprint") if response.get(k)}
+        return Answer(message, choice.get("finish_reason"), _usage(response.get("usage") or {}), seen, choice.get("logprobs"))
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise Malformed(f"the response is no chat completion ({type(e).__name__}: {e})") from None
+
+
+def _usage(said: dict) -> dict[str, int]:
+    cached = (said.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return {"input": int(said.get("prompt_tokens") or 0), "output": int(said.get("completion_tokens") or 0), "cached": int(cached)}

@@ -1,0 +1,133 @@
+"""A real HTTP teacher on loopback, in a process of its own, with the faults that real endpoints have, drawn by call number.
+
+Answers are a function of the prompt, so that a caller can check every row; each answered call is a line of the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def says(prompt: str) -> str:
+    """What the teacher answers."""
+    return "echo " + hashlib.sha256(prompt.encode()).hexdigest()[:12]
+
+
+def _serve(log: str, faults: dict) -> None:
+    from aiohttp import web
+
+    numbers = iter(range(1, 10**9))
+    out = open(log, "a", buffering=1)  # noqa: SIM115  for the life of the process
+
+    def note(kind: str, **more) -> None:
+        out.write(json.dumps({"kind": kind, **more}) + "\n")
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        number, body = next(numbers), await request.json()
+        if faults.get("key") and request.headers.get("Authorization") != f"Bearer {faults['key']}":
+            note("401")
+            return web.json_response({"error": {"message": "no such key", "code": "invalid_api_key"}}, status=401)
+        prompt = body["messages"][-1]["content"]
+        digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
+        draw = random.Random(number * 7919).random()
+        for kind, share in faults.items():
+            if kind in ("key", "latency", "script", "refuse"):
+                continue
+            if draw < share:
+                note(kind, digest=digest)
+                if kind == "429":
+                    return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.05"})
+                if kind == "500":
+                    return web.json_response({"error": {"message": "oops"}}, status=500)
+                if kind == "400":
+                    return web.json_response({"error": {"message": "Unsupported parameter: 'max_tokens'"}}, status=400)
+                if kind == "reset":
+                    request.transport.abort()
+                    return web.Response()
+                if kind == "hang":
+                    await asyncio.sleep(600)
+                return web.Response(text="<html>bad gateway</html>", content_type="text/html")
+            draw -= share
+        await asyncio.sleep(faults.get("latency", 0.005))
+        if faults.get("refuse") and faults["refuse"] in prompt:
+            return web.json_response({"error": {"message": "no", "code": "content_filter"}}, status=400)
+        text = faults.get("script", {}).get(prompt, says(prompt))
+        if isinstance(text, list):  # one for each seed
+            text = text[(body.get("seed") or 0) % len(text)]
+        usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": min(len(text) // 4 + 1, body["max_tokens"])}
+        finish = "length" if len(text) // 4 + 1 > body["max_tokens"] else "stop"
+        note("ok", digest=digest, **usage)
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        return web.json_response({"id": "x", "model": "t-1", "system_fingerprint": "fp", "choices": [choice], "usage": usage})
+
+    app = web.Application(client_max_size=64 << 20)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", lambda r: _json({"object": "list", "data": [{"id": "t"}]}))
+
+    async def main() -> None:
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        print(site._server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.sleep(10**6)
+
+    async def _json(value):
+        return web.json_response(value)
+
+    asyncio.run(main())
+
+
+@dataclass
+class Teacher:
+    """A running teacher. `calls()` are the kinds of all calls; `answered()` counts answers by request."""
+
+    process: subprocess.Popen
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def calls(self) -> Counter[str]:
+        return Counter(line["kind"] for line in self.lines())
+
+    def answered(self) -> Counter[str]:
+        return Counter(line["digest"] for line in self.lines() if line["kind"] == "ok")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def start(folder: Path, **faults) -> Teacher:
+    """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"calls-{time.monotonic_ns()}.jsonl"
+    log.touch()
+    here = Path(__file__)
+    command = [sys.executable, str(here), str(log), json.dumps({k.lstrip("_"): v for k, v in faults.items()})]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(here.parents[2])})
+    port = int(process.stdout.readline())
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as answer:
+        assert answer.status == 200
+    return Teacher(process, port, log)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], json.loads(sys.argv[2]))
