@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
-from slmkit.errors import CannotRun, UsageError
+from slmkit.errors import CannotRun, Stopped, UsageError
 from slmkit.ml import models, teacher
 from slmkit.ml.writer import Writer
 from slmkit.serve.app import Served, app
@@ -19,20 +20,32 @@ from slmkit.steps._step import Given
 GRACE = 60  # seconds that running requests get
 
 
-def run(given: dict[str, Given], host: str, port: int, batch: int, device: str, key: str | None, ready: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where it listens and on what it runs. dtype: auto, fp32, bf16 or fp16."""
+
+    host: str
+    port: int
+    device: str
+    dtype: str
+
+
+def run(given: dict[str, Given], place: Place, batch: int, key: str | None, ready: Callable[[str], None]) -> None:
     """Serve until a signal. given: name → model or adapter; the first is the model, the others adapters on it. Raises SlmkitError."""
-    listener = _listen(host, port)
-    where = models.device(device)
+    listener = _listen(place.host, place.port)
+    where = models.device(place.device)
     writers, speakers = {}, {}
     (first, base), *others = given.items()
-    writers[first], speakers[first] = teacher.load(base, where)
+    writers[first], speakers[first] = teacher.load(base, where, models.DTYPES.get(place.dtype))
     for name, adapter in others:
         writers[name], speakers[name] = _adapter(name, adapter, first, base, where)
     bench = Bench(lambda name, asks, each: writers[name].write(asks, each), batch)
     config = uvicorn.Config(app(Served(speakers, bench, key)), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, lifespan="off")
-    server = _Server(config, lambda: ready(f"http://{_host(host)}:{listener.getsockname()[1]}/v1"))
+    server = _Server(config, lambda: ready(f"http://{_host(place.host)}:{listener.getsockname()[1]}/v1"))
     try:
         server.run(sockets=[listener])
+    except Stopped:  # uvicorn raises the signal again once all is answered: that is how a server is meant to end
+        pass
     finally:
         bench.close()
         listener.close()
