@@ -97,7 +97,7 @@ FORMS = {"dpo": ("preference",), "kto": ("label",), "grpo": ("messages", "comple
 """The forms of rows that an objective learns from; sft from all others."""
 
 
-def refuse_form(objective: str, data: Rows) -> None:
+def refuse_form(data: Rows, objective: str) -> None:
     """Raise DataError for rows of a form that the objective does not learn from."""
     forms = FORMS.get(objective, ("messages", "completion", "text"))
     if data.form not in forms:

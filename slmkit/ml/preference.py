@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, memory, models
+from slmkit.ml import batches, look, memory, models
 from slmkit.ml.examples import Example
 from slmkit.ml.packing import choices, micro_batch
 from slmkit.ml.pairs import Pair, encode_pairs, refuse_form
@@ -152,9 +152,11 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
             wanted(run, rows)
     config = run.config
     kwargs = {"max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer), "thinking": config.thinking}
-    encoded = encode_pairs(data, run.tokenizer, **kwargs)
-    pairs = encoded.pairs
-    held_out = Table(encode_pairs(validation, run.tokenizer, **kwargs).pairs) if validation else None
+    encoded = encode_pairs(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
+    if run.rank == 0:
+        look.check(run.ctx, data, look.of_pairs(encoded, config.max_length))
+    pairs, allowed = encoded.pairs, "truncation" in run.ctx.execution.allow
+    held_out = Table(encode_pairs(validation, run.tokenizer, **kwargs, allow_truncation=allowed).pairs) if validation else None
     trained = sum(len(p.chosen) + len(p.rejected or ()) for p in pairs)
     tokens = trained + sum(len(p.prompt) * (1 if p.rejected is None else 2) for p in pairs)
     run.ctx.log("data", rows=len(pairs), tokens=tokens, trained_tokens=trained, form=data.form, **encoded.notes)
@@ -199,7 +201,7 @@ def tenths(history: list[dict], key: str, name: str) -> dict[str, float]:
 def wanted(run: Run, data: Rows) -> None:
     """Refuse rows of a form that the objective does not learn from, and execution settings that it does not read."""
     objective = run.config.objective
-    refuse_form(objective, data)
+    refuse_form(data, objective)
     if run.ctx.execution.packing == "on":
         what = f"execution.packing: on is not read by objective {objective}"
         raise RecipeError([Problem(what, mend="remove it: the rows of a micro batch are padded")])

@@ -13,7 +13,7 @@ from conftest import CITIES
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from slmkit.data import rows
+from slmkit.data import rows, xray
 from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.ml import checkpoints, training
 from slmkit.steps import train as step
@@ -67,10 +67,12 @@ class Tried:
         train_rows = given_rows if given_rows is not None else data(FORMS[objective])
         inputs = {"model": given(model, "model", name="base"), "data": (given("d", "dataset", "data"),)}
         inputs["reward_code"] = given(code, "code") if code else None
+        execution = {"allow": ["leaks", "duplicates", "empty"]} | (execution or {})  # few cities and digits make few rows
         ctx = Context(
-            out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**(execution or {})),
+            step="sft", out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**execution),
             log=lambda event, **fields: self.log(killed_at, event, **fields), progress=lambda *a, **k: None, secret=lambda name: "",
         )  # fmt: skip
+        xray.check_rows(ctx, train_rows, validation)
         self.result = training.train(ctx, step.Config(**QUICK | {"objective": objective} | more), train_rows, validation)
         self.values = json.loads(json.dumps(self.result.values, allow_nan=False))
 

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, memory, models, pairs, preference, rewards, watch, writable
+from slmkit.ml import answers, batches, look, memory, models, pairs, preference, rewards, watch, writable
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -119,8 +119,10 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     config, said = run.config, run.config.grpo
     code = run.ctx.inputs.get("reward_code")
     earns = rewards.build(said.rewards, Path(code.path) if code else None)
-    found = _prompts(run, data, earns)
-    held_out = _prompts(run, validation, earns).prompts if validation else None
+    found = _prompts(run, data, earns, held_out=False)  # too much that is too long is look.check's to refuse, with the key
+    if run.rank == 0:
+        look.check(run.ctx, data, look.of_prompts(found, config.max_length))
+    held_out = _prompts(run, validation, earns, held_out=True).prompts if validation else None
     tokens = sum(len(p) for p in found.prompts)
     run.ctx.log("data", rows=len(found.prompts), tokens=tokens, form=data.form, rewards=[r.name for r in earns], **found.notes)
     if found.too_long:
@@ -147,9 +149,10 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     )  # fmt: skip
 
 
-def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:
+def _prompts(run: Run, data: Rows, earns: list[rewards.Reward], held_out: bool) -> pairs.Prompts:
     preference.wanted(run, data)
-    found = pairs.prompts(data, run.tokenizer, max_length=run.config.max_length, thinking=run.config.thinking)
+    given = {"max_length": run.config.max_length, "thinking": run.config.thinking}
+    found = pairs.prompts(data, run.tokenizer, **given, allow_truncation=not held_out or "truncation" in run.ctx.execution.allow)
     bare = [p for p in found.prompts if p.answer is None]
     needy = [r.name for r in earns if r.needs_reference]
     if bare and needy:

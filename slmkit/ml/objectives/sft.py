@@ -56,13 +56,13 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     config = run.config
     for rows in (data, validation):
         if rows is not None:
-            pairs.refuse_form("sft", rows)
+            pairs.refuse_form(rows, "sft")
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
     allowed = "truncation" in run.ctx.execution.allow
     encoded = chat.encode(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
     if run.rank == 0:
-        look.check(run.ctx, data, encoded, config.max_length)
+        look.check(run.ctx, data, look.tokens(encoded, config.max_length))
     held_out = chat.encode(validation, run.tokenizer, **kwargs, allow_truncation=allowed) if validation else None
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
     if encoded.too_long:
