@@ -11,6 +11,7 @@ arrives: a killed run goes on, one more prompt costs one more call, and nothing 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -197,6 +198,13 @@ def blocked(config: Config, execution: Execution) -> str | None:
     if name and not os.environ.get(name):
         return f"the environment variable {name} is not set (the teacher's key)"
     return None
+
+
+def forecast(config: Config, execution: Execution, inputs: dict, ledgers: Path) -> dict[str, int | str]:
+    """Calls, tokens and money that are still to be spent, for `plan`."""
+    from slmkit.teach import forecast
+
+    return forecast.calls(config, execution, inputs, ledgers)
 
 
 def run(ctx: Context, config: Config) -> Result:

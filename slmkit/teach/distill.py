@@ -6,6 +6,7 @@ import importlib
 import secrets
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from slmkit.data import leaks, questions
@@ -30,7 +31,7 @@ def run(ctx: Context, config: Any) -> Result:
     checks = filters.build(config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
     desk, model, book = open_desk(ctx, config)
     try:
-        template = _template(ctx, config)
+        template = template_of(config, ctx.inputs.get("template"))
         job = Job(config, model, prompts, template, desk, getattr(config.teacher, "limit_key", "max_tokens"))
         mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
         started = time.monotonic()
@@ -50,19 +51,26 @@ def run(ctx: Context, config: Any) -> Result:
 
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
-    local = ctx.inputs.get("teacher")
-    model = name_of(local) if local else config.teacher.model
-    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
     account = ctx.state / "account"
     if not account.exists():
         account.write_text(secrets.token_hex(8))
-    book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
-    said = config.budget
+    book = ledger.Ledger(file, account.read_text())
+    return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
+
+
+def book_of(config: Any, local: Given | None, ledgers: Path) -> tuple[str, Path]:
+    """(the model's name for requests, the ledger's file) of a teacher."""
+    model = name_of(local) if local else config.teacher.model
+    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    return model, ledger.file_of(ledgers, who)
+
+
+def budget_of(config: Any, execution: Any, before: list[dict] = ()) -> Budget:
+    said, paid = config.budget, config.prices
     limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
-    paid = config.prices
-    share = paid.batch if paid and ctx.execution.transport == "batch" else 1.0
-    prices = Prices(paid.input, paid.output, paid.cached, share) if paid else None
-    return Desk(book, Budget(limits, prices, book.spent)), model, book
+    share = paid.batch if paid and execution.transport == "batch" else 1.0
+    return Budget(limits, Prices(paid.input, paid.output, paid.cached, share) if paid else None, before)
 
 
 def name_of(local: Given) -> str:
@@ -98,8 +106,7 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> N
     calls.carry(desk, requests, route, manners)
 
 
-def _template(ctx: Context, config: Any) -> templates.Template | None:
-    given = ctx.inputs.get("template")
+def template_of(config: Any, given: Given | None) -> templates.Template | None:
     if given is None and config.mode not in MODES_WITH_TEMPLATE:
         return None
     return templates.load(config.mode, given.path if given else None)
