@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import secrets
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
 from slmkit.steps._step import Context, Result
-from slmkit.teach import calls, dataset, filters, ledger, templates, verify
+from slmkit.teach import calls, dataset, filters, ledger, templates, toolcalls, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
@@ -21,31 +22,45 @@ from slmkit.teach.job import Job
 from slmkit.teach.prompts import Prompt, Prompts
 from slmkit.teach.request import Request
 
-MODES_WITH_TEMPLATE = ("generate", "rationale", "rewrite", "judge", "preference")
+OWN_TEMPLATE = ("generate", "rationale", "rewrite", "judge")
+"""Modes whose prompts need words around them; to the others messages go as they are."""
 
 
 def run(ctx: Context, config: Any) -> Result:
     """See slmkit.steps.distill."""
     prompts = Prompts(ctx.inputs["prompts"], config.on_bad_row == "skip").check() if ctx.inputs.get("prompts") else None
-    checks = filters.build(config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
+    fresh = functools.partial(filters.build, config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
+    tools = toolcalls.offered(ctx.inputs["tools"].path) if ctx.inputs.get("tools") else ()
+    told = _templates(ctx, config)
+    mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
     desk, model, book = open_desk(ctx, config)
     try:
-        template = _template(ctx, config)
-        job = Job(config, model, prompts, template, desk, getattr(config.teacher, "limit_key", "max_tokens"))
-        mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
+        job = Job(config, model, prompts, told[0], desk, getattr(config.teacher, "limit_key", "max_tokens"), told[1], tools, fresh)
         started = time.monotonic()
         for stage in mode.stages(job):
-            _carry(ctx, config, desk, stage, prompts.count * config.n if prompts else None)
+            _carry(ctx, config, desk, stage, _most(config, prompts))
         book.sync()
         seconds = time.monotonic() - started
-        written = dataset.write(ctx.out, mode.made(job), checks, config.validation, config.seed or 0)
+        written = dataset.write(ctx.out, mode.made(job), fresh(None), config.validation, config.seed or 0)
         _told(ctx, desk, written)
         dataset.enough(written, config.min_kept)
         values = _values(desk, written, prompts, seconds)
         cost = {k: values[k] for k in ("tokens", "usd") if k in values}
-        return Result(values, card(ctx, config, model, template, values, written), cost, "none", config.seed)
+        return Result(values, card(ctx, config, model, told, mode.ROWS, values, written), cost, "none", config.seed)
     finally:
         book.close()
+
+
+def _most(config: Any, prompts: Prompts | None) -> int:
+    """About how many answers it takes, for the progress bar: rounds and second trials are seen when they come."""
+    if config.generate is not None:
+        made = -(-config.generate.count // config.generate.per_request)
+        return made + (config.generate.count if config.filters.min_score is not None else 0)
+    made = prompts.count * config.n
+    if config.preference is not None:
+        return made + prompts.count * config.preference.orders
+    judged = config.filters.min_score is not None and config.mode != "judge"
+    return made + ((prompts.count if config.majority else made) if judged else 0)
 
 
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
@@ -63,12 +78,13 @@ def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     return Desk(book, Budget(limits, prices, book.spent)), model, book
 
 
-def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> None:
+def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
     started = time.monotonic()
     before = desk.kept
 
     def told(kept: int, tokens: int) -> None:
-        ctx.progress(desk.hits + kept, total, "answers", **{"per_second": (kept - before) / max(1e-9, time.monotonic() - started)})
+        speed = (kept - before) / max(1e-9, time.monotonic() - started)
+        ctx.progress(desk.hits + kept, max(total, desk.hits + kept), "answers", per_second=speed)
 
     desk.told = told
     requests: Iterator[Request] = stage()
@@ -82,11 +98,12 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> N
     calls.carry(desk, requests, Route(said.base_url, key, said.api_key_env, e.timeout), manners)
 
 
-def _template(ctx: Context, config: Any) -> templates.Template | None:
-    given = ctx.inputs.get("template")
-    if given is None and config.mode not in MODES_WITH_TEMPLATE:
-        return None
-    return templates.load(config.mode, given.path if given else None)
+def _templates(ctx: Context, config: Any) -> tuple[templates.Template | None, templates.Template | None]:
+    """(what the teacher is sent, what it is sent to judge answers with), None where there is nothing of the kind."""
+    given, judge = ctx.inputs.get("template"), ctx.inputs.get("judge_template")
+    asked = templates.load(config.mode, given.path if given else None) if given or config.mode in OWN_TEMPLATE else None
+    name = "rank" if config.mode == "preference" else "judge" if config.filters.min_score is not None and config.mode != "judge" else None
+    return asked, templates.load(name, judge.path if judge else None) if name else None
 
 
 def _exams(ctx: Context, config: Any) -> list[leaks.Exam]:
@@ -118,7 +135,8 @@ def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
 def _values(desk: Desk, written: dataset.Written, prompts: Prompts | None, seconds: float) -> dict:
     spent = desk.budget.spent
     values = {
-        "rows": written.rows, "validation_rows": written.held_out, "dropped": dict(filters.ordered(written.dropped)),
+        "rows": written.rows, "validation_rows": written.held_out, "rows_beside": dict(written.also) or None,
+        "dropped": dict(filters.ordered(written.dropped)),
         "requests": desk.hits + desk.kept + len(desk.gave_up), "from_ledger": desk.hits, "answered": desk.kept,
         "observed": dict(desk.observed.most_common(8)), "failures": dict(desk.failures.most_common(8)),
         "tokens": spent.tokens, "lost_requests": spent.lost_requests, "answers_per_second": round(desk.kept / seconds, 2) if desk.kept else None,
