@@ -101,7 +101,8 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
 def _templates(ctx: Context, config: Any) -> tuple[templates.Template | None, templates.Template | None]:
     """(what the teacher is sent, what it is sent to judge answers with), None where there is nothing of the kind."""
     given, judge = ctx.inputs.get("template"), ctx.inputs.get("judge_template")
-    asked = templates.load(config.mode, given.path if given else None) if given or config.mode in OWN_TEMPLATE else None
+    own = config.mode in OWN_TEMPLATE and not (config.rationale and config.rationale.source == "reasoning")
+    asked = templates.load(config.mode, given.path if given else None) if given or own else None
     name = "rank" if config.mode == "preference" else "judge" if config.filters.min_score is not None and config.mode != "judge" else None
     return asked, templates.load(name, judge.path if judge else None) if name else None
 

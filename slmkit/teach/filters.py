@@ -62,7 +62,7 @@ def build(config: Any, exams: list[leaks.Exam], verify: Callable[[Made], str | N
     come before this one."""
     f, checks = config.filters, {name: _by(name) for name in MODES_OWN}
     checks["finished"] = _finished
-    checks["empty"] = lambda m: None if m.answer.strip() or m.more.get("calls") else "the answer is empty"
+    checks["empty"] = lambda m: None if m.why or m.answer.strip() or m.more.get("calls") else "the answer is empty"
     if config.json_schema is not None:
         checks["json_schema"] = _schema(config.json_schema)
     if f.regex is not None:

@@ -51,9 +51,11 @@ def ask_scores(
     return template.messages(place, **known, answers=shown, rubric=rubric, least=scale.least, most=scale.most)
 
 
-def shuffled(count: int, *words: object) -> list[int]:
-    """The order in which answers are shown, drawn by the words (seed, prompt, trial): a judge likes what it sees first."""
-    return draws.order(draws.by("judge", *words), count)
+def shuffled(count: int, *words: object, number: int = 0) -> list[int]:
+    """The order in which answers are shown, drawn by the words (seed, prompt, trial): a judge likes what it sees first. number: of several
+    orders for one group; every second is the one before it turned round, so that what was first is last."""
+    drawn = draws.order(draws.by("judge", number // 2, *words), count)
+    return drawn[::-1] if number % 2 else drawn
 
 
 def score(reply: str, scale: Scale) -> Verdict:

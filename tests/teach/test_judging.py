@@ -34,6 +34,7 @@ def test_what_is_no_score_is_told(reply, told):
 def test_scores_come_back_in_the_answers_own_order():
     order = judging.shuffled(5, 0, "a prompt")
     assert sorted(order) == list(range(5)) and order == judging.shuffled(5, 0, "a prompt") != judging.shuffled(5, 1, "a prompt")
+    assert judging.shuffled(5, 0, "a prompt", number=1) == order[::-1] != judging.shuffled(5, 0, "a prompt", number=2)
     said = [{"id": place, "score": which + 1} for place, which in enumerate(order, 1)]
     for text in (json.dumps(said), json.dumps({"scores": said[::-1]}), "\n".join(map(json.dumps, said)), f"```\n{json.dumps(said)}\n```"):
         assert [v.score for v in judging.scores(text, order, SCALE)] == [1, 2, 3, 4, 5]

@@ -53,7 +53,7 @@ def _questions(job: Job, trial: int) -> Iterator[Request]:
 
 def _question(job: Job, prompt, answers: list[Answer], number: int, trial: int) -> tuple[Request, list[int]]:
     """(the request, the order in which it shows the answers)."""
-    order = judging.shuffled(len(answers), job.config.seed or 0, number, trial, prompt.text)
+    order = judging.shuffled(len(answers), job.config.seed or 0, trial, prompt.text, number=number)
     asked = job.student(prompt.messages)
     known = job.known(prompt) | {"messages": [m | {"content": m.get("content") or ""} for m in asked]}
     texts = [a.text for a in answers]

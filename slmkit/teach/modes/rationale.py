@@ -18,8 +18,6 @@ ROWS = "`messages` with the answer, and with the reasoning as a second task (col
 
 def _request(job: Job, prompt, sample: int):
     said = job.config.rationale
-    if said.source == "reasoning" and job.template is None:
-        return job.request(job.asked(prompt), sample, response_format=job.schema)
     return job.request(job.asked(prompt, marker=said.marker), sample, response_format=job.schema if said.source == "reasoning" else None)
 
 
