@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from slmkit.data import personal, xray
 from slmkit.data.rows import Rows
@@ -40,10 +41,18 @@ def examine(facts: dict, given, config, data: Rows) -> dict:
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
     encoded = chat.encode(
-        data, tokenizer, loss_on=config.loss_on, max_length=config.max_length, ends=models.end_ids(given, tokenizer), thinking=config.thinking,
+        _told(data), tokenizer, loss_on=config.loss_on, max_length=config.max_length, ends=models.end_ids(given, tokenizer), thinking=config.thinking,
         too_long=config.too_long, allow_truncation=True,
     )  # fmt: skip
     return xray.add_tokens(facts, **tokens(encoded, config.max_length)) | {"samples": samples(encoded, tokenizer, data.name, config.seed)}
+
+
+def _told(data: Rows) -> Rows:
+    """Preferences and labelled answers as conversations that end in the answer (the chosen one), to be rendered and measured like others."""
+    if data.form not in ("preference", "label"):
+        return data
+    parts = {"chosen": (), "rejected": (), "label": None}
+    return replace(data, form="messages", open=lambda: (replace(row, messages=(*row.messages, *row.chosen), **parts) for row in data))
 
 
 def samples(encoded: chat.Encoded, tokenizer, name: str, seed: int) -> list[dict]:

@@ -144,7 +144,7 @@ def test_answers_and_prompts_are_rewritten(school):
     one.rows("rows.jsonl", [{"prompt": "what is it?", "completion": "a cat"}, {"prompt": "stubborn", "completion": "x"}, {"prompt": "bare"}])
     found = one.run(mode="rewrite", prompts="rows.jsonl", rewrite={"keep": True, "instruction": "louder"})
     assert found["dropped"] == {"readable": 1} and "no answer of its own" in one.dropped()["rows.jsonl:3"][1]
-    assert one.made()[0] == {"messages": [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "A CAT PLEASE"}], "original": "a cat"}
+    assert said(one.made()[0]) == ("what is it?", "A CAT PLEASE") and one.made()[0]["original"] == "a cat"
     assert all("What to do: louder" in b["messages"][-1]["content"] for b in one.bodies()) and len(one.bodies()) == 2
     found = one.run(mode="rewrite", prompts="rows.jsonl", rewrite={"what": "prompt"})
     assert [said(row) for row in one.made()] == [("WHAT IS IT? PLEASE", "a cat")]
