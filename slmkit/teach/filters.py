@@ -27,7 +27,7 @@ DEED = (
 )
 REFUSAL = re.compile(
     rf"\A\W*(?:(?:i['’]?m (?:very |so |really )?sorry|i apologi[sz]e|sorry|unfortunately|apologies)[,.!:]? (?:\w+ )?i ?{UNABLE}\b|"
-    rf"i ?{UNABLE} (?:\w+ )?{DEED}\b|as an ai(?: language model| assistant)?\b|i do not have the ability\b|"
+    rf"i ?{UNABLE} (?:\w+ )?{DEED}\b|as an ai(?: language model| assistant| model)?,? i\b|i do not have the ability\b|"
     r"es tut mir leid,? (?:aber )?(?:ich kann|das kann ich|dabei kann ich)\b|(?:das|dabei) kann ich (?:leider )?nicht\b|"
     r"ich kann (?:das |ihnen |dir |dabei )?(?:leider )?nicht\b|(?:je suis )?désolée?,? (?:mais )?je ne (?:peux|puis)\b|"
     r"lo siento,? (?:pero )?no puedo\b)",
@@ -141,7 +141,7 @@ class _AtMost:
 
 
 class _Seen:
-    """The same question and answer, to the letter after normalising; 16 bytes a row."""
+    """The same question and answer, each text normalised; what else a row has (a score) tells none apart. About 100 bytes a row."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
@@ -149,12 +149,21 @@ class _Seen:
     def __call__(self, made: Made) -> str | None:
         import hashlib
 
-        text = sides.normal(json.dumps(made.row, sort_keys=True, ensure_ascii=False, default=str))
+        said = [_normal(made.row.get(key)) for key in ("messages", "prompt", "chosen", "rejected", "tools")]
+        text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
         if key in self.seen:
             return "the same row is there already"
         self.seen.add(key)
         return None
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, str):
+        return sides.normal(value)
+    if isinstance(value, dict):
+        return {k: _normal(v) for k, v in value.items()}
+    return [_normal(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class _Near:
