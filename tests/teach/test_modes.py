@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slmkit import demo
 from slmkit.data import read as reader
 from tests.support import teacher as teachers
 from tests.support.cli import Cli
@@ -239,3 +240,26 @@ def test_a_file_of_functions_is_checked_before_any_call(school):
         done = one.cli("distill", "r.yaml")
         assert done.returncode == 2 and told in done.stderr and "tools.json" in done.stderr, done.stderr
     assert not one.bodies()
+
+
+def test_a_model_that_is_run_here_goes_through_the_modes(cli: Cli):
+    """It constrains nothing, so no schema and no forced call is sent; what it cannot do is dropped with its reason, after two trials."""
+    steps, kind = {}, {"kind": "distill", "teacher": "demo:teacher", "max_tokens": 160, "temperature": 0, "seed": 1}
+    schema = {"type": "object", "required": ["order"]}
+    cli.write("notes.jsonl", "\n".join(json.dumps(row) for row in notes(6)))
+    steps["rewrite"] = kind | {"mode": "rewrite", "prompts": "notes.jsonl", "json_schema": schema, "template": "bare.jinja", "min_kept": 6}
+    steps["judge"] = kind | {"mode": "judge", "prompts": "$rewrite", "judge": {"rubric": "right?"}}
+    cli.write("bare.jinja", "{{ prompt }}")
+    cli.write("r.yaml", yaml.safe_dump({"recipe": "r", "steps": steps}, sort_keys=False))
+    done = cli("run", "r.yaml")
+    rows = [json.loads(line) for line in (cli.folder / "artifacts/refs/r/rewrite/train.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all("order" in json.loads(said(row)[1]) for row in rows), done.stderr
+    assert done.returncode == 1 and "0 of 6 rows were kept" in done.stderr and "verdict 6" in done.stderr, done.stderr
+    book = next((cli.folder / "artifacts/ledgers").glob("*.jsonl")).read_text()
+    assert book.count('"finish":') == 6 + 12 and "response_format" not in book
+
+
+def notes(count: int) -> list[dict]:
+    """Delivery notes of the demo, each with a poor answer."""
+    rows = demo.path("train").read_text().splitlines()[:count]
+    return [{"prompt": json.loads(row)["messages"][-2]["content"], "completion": "?"} for row in rows]

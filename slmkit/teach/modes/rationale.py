@@ -45,7 +45,7 @@ def _made(job: Job, prompt, sample: int) -> Made:
     if said.source == "reasoning":
         thought, why = answer.reasoning.strip() or thought, "the reply has no reasoning beside the answer"
     else:
-        (thought, text), why = parted(text, said.marker), f"the reply has no reasoning before `{said.marker}`"
+        (thought, text), why = parted(text, said.marker), "the reply has no reasoning with the marker and the answer after it"
     asked, where = job.student(prompt.messages), place(job, prompt, sample)
     whole = {"answer": text or answer.text, "question": prompt.text, "reference": prompt.reference, "finish": answer.finish, "messages": tuple(asked)}
     if not thought or not text.strip():
