@@ -90,9 +90,11 @@ def test_generate_asks_in_rounds_until_there_are_enough_new_rows(school):
     assert set(reasons) <= {"novelty", "readable", "surplus"}
     again = one.again("--set", "steps.teach.execution.concurrency=1", "--set", "steps.teach.min_kept=2")
     assert again["answered"] == 0 and one.made() == rows
+    one.again("--store", "other", "--set", "steps.teach.execution.concurrency=1")
+    assert [json.loads(line) for line in (one.cli.folder / "other/refs/r/teach/train.jsonl").read_text().splitlines()] == rows
     more = one.again("--set", "steps.teach.generate.count=16")
     assert more["from_ledger"] >= 4 and one.made()[:12] == rows and len(one.made()) == 16
-    assert max(one.teacher.answered().values()) == 1
+    assert max(one.teacher.answered().values()) == 2, "once for each store"
 
 
 def test_generate_needs_no_seeds_and_stops_at_its_last_round(school):
@@ -229,6 +231,8 @@ def test_calls_are_checked_against_the_schemas_on_offer(school):
     assert len(datasets.load_dataset(str(folder.resolve()), cache_dir=str(one.cli.folder / "cache"))["train"]) == 4
     found = one.again("--set", "steps.teach.tool_choice=required")
     assert found["rows"] == 3 and all(b.get("tool_choice") == "required" for b in one.bodies()[-7:])
+    found = one.run(prompts="prompts.jsonl")  # mode answer: rows with functions of their own may be answered with calls
+    assert [len(row["messages"][-1].get("tool_calls", ())) for row in one.made()] == [0, 0, 1] and found["dropped"] == {"empty": 4}
 
 
 def test_a_file_of_functions_is_checked_before_any_call(school):
