@@ -109,8 +109,8 @@ def test_init_writes_a_project_that_plans(cli: Cli) -> None:
     made = cli("init", "my-task")
     assert made.returncode == 0 and made.stdout.strip() == "my-task/recipe.yaml"
     steps = json.loads(cli("plan", "my-task/recipe.yaml", "--json").stdout)["steps"]
-    assert [s["kind"] for s in steps] == ["train", "merge", "quantize", "eval"]
-    assert "demo:train" not in (cli.folder / "my-task/recipe.yaml").read_text()
+    assert [s["kind"] for s in steps] == ["distill", "train", "merge", "quantize", "eval"]
+    assert "demo:prompts" not in (cli.folder / "my-task/recipe.yaml").read_text()
     again = cli("init", "my-task")
     assert again.returncode == 2 and "already" in again.stderr
 

@@ -79,6 +79,7 @@ OTHER = {  # another valid value for every field
         "how.teacher.limit_key": "max_completion_tokens",
         "execution.concurrency": 2, "execution.timeout": 5.0, "execution.retries": 1, "execution.patience": 9.0,
         "execution.requests_per_minute": 5, "execution.tokens_per_minute": 5, "execution.device": "cuda",
+        "execution.transport": "serve", "execution.detach": True,
     },
     "sft": {
         "method": "lora", "lora.r": 4, "lora.alpha": 8, "lora.dropout": 0.2, "lora.target": "all-linear",

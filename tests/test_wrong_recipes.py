@@ -72,6 +72,7 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
     "scores where a model is wanted": (GOOD + "  more:\n    kind: quantize\n    model: $score\n    method: nf4\n", "23:12", "gives a scores"),
     "a step where a number is wanted": (GOOD + "  more:\n    kind: quantize\n    model: $int4\n    method: $sft\n", "24:13", "is a step"),
     "missing data file": (changed("data: rows.jsonl", "data: row.jsonl"), "7:11", "did you mean rows.jsonl?"),
+    "unknown mapping key": (changed("rows.jsonl", "{path: rows.jsonl, usr: a}"), "7:30", "completion, messages, tools, chosen, rejected, label\n"),
     "missing base": (changed("demo:student", "models/none"), "2:7", "no such file or folder"),
     "unknown demo": (changed("demo:student", "demo:sudent"), "2:7", "student"),
     "unknown scheme": (changed("demo:student", "hfx:me/model"), "2:7", "unknown scheme"),
@@ -145,6 +146,7 @@ def test_no_torch_before_the_error(cli: Cli) -> None:
 SETS = {
     "unknown step": ("steps.stf.lora.r=8", "did you mean `sft`?"),
     "unknown key": ("steps.sft.lora.rank=8", "unknown key `rank`"),
+    "unknown key, a letter is meant": ("steps.sft.lora.rank=8", "did you mean `r`?"),
     "wrong type": ("steps.sft.lora.r=x", "`r` must be a valid integer"),
     "not of the form": ("steps.sft.lora.r", "a.b=value"),
     "unclosed": ("steps.sft.lora=[1", "close the bracket"),

@@ -26,6 +26,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     batch: Annotated[int, typer.Option("--batch", help="Answers that are written at once, at most.", min=1, max=1024)] = 32,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (the model's own), fp32, bf16 or fp16.")] = "auto",
     api_key_env: Annotated[str | None, typer.Option("--api-key-env", metavar="NAME", help="Variable with a key that clients must send.")] = None,
     store: StoreOpt = STORE, json: JsonOpt = False, locked: LockedOpt = None,
 ) -> None:
@@ -44,6 +45,8 @@ def serve(
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise CannotRun(f"the environment variable {api_key_env} is not set", mend=f"export {api_key_env}=… before serving")
+    if dtype not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"--dtype {dtype}: no such number format", mend="auto, fp32, bf16 or fp16")
     given = {name or model: model_given(model, store, locked)}
     for text in adapter or []:
         label, equals, reference = text.partition("=")
@@ -61,7 +64,7 @@ def serve(
         else:
             stdout.line(url)
 
-    server.run(given, host, port, batch, device, key, ready)
+    server.run(given, server.Place(host, port, device, dtype), batch, key, ready)
 
 
 COMMANDS = {"serve": serve}

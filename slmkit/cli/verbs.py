@@ -205,7 +205,7 @@ def model_given(text: str, store: Path, locked: bool | None):
 
     home, takes = Store(store), Takes("model", "adapter")
     source = sources.parse(_reference(text, home), Path.cwd())
-    if source.scheme == "path" and not source.path.is_dir():
+    if source.path is not None and not source.path.is_dir():
         raise UsageError(f"{text} is no model folder", mend="give a folder with config.json and safetensors")
     lock = Lock(Path("slmkit.lock.json"), frozen=bool(os.environ.get("CI")) if locked is None else locked)
     planned = inputs.of_source(InputSpec("model", None, None, source, None, Mark("", 0, 0)), takes, lock, home, Cache(home.works / "digests.json"))

@@ -13,7 +13,7 @@ Line = list[tuple[str, str]]
 def lines(step: str, facts: dict, brackets: bool) -> list[Line]:
     """The report of one step. brackets: trained tokens stand in ⟦ ⟧, for where there is no colour."""
     data = facts["data"]
-    out: list[Line] = [[(f"{step}", "head"), (f"  {data['rows']:,} rows of {data['format'] or data['form']}", ""), (f"  {data['name']}", "dim")]]
+    out: list[Line] = [[(f"{step}", "head"), (f"  {data['rows']:,} rows, {data['format'] or data['form']}", ""), (f"  {data['name']}", "dim")]]
     out += [[(f"  {name:<11} ", "dim"), (value, "")] for name, value in table(facts)]
     out.append([])
     out += _findings(step, facts["findings"])
@@ -26,6 +26,8 @@ def lines(step: str, facts: dict, brackets: bool) -> list[Line]:
 def table(facts: dict) -> list[tuple[str, str]]:
     """(name, value) of what was measured, in order."""
     out = []
+    if held := facts.get("validation"):
+        out.append(("validation", f"{held['rows']:,} rows of {held['name']}"))
     if tokens := facts.get("tokens"):
         if tokens.get("sum"):
             out += _tokens(tokens)
@@ -33,7 +35,8 @@ def table(facts: dict) -> list[tuple[str, str]]:
         sides = "".join(f" · {n:,} cut at the {side}" for side, n in tokens["cut"].items() if n and side in ("left", "right"))
         answers = f" · {tokens['cut']['answers_cut']:,} answers cut" if tokens["cut"].get("answers_cut") else ""
         out.append(("lost", f"{left:,} rows left out ({left / rows:.1%}) at max_length {tokens['max_length']:,}{sides}{answers}"))
-        out.append(("untrained", f"{tokens['untrained']['rows']:,} rows without a trained token"))
+        if tokens["trained"] is not None:
+            out.append(("untrained", f"{tokens['untrained']['rows']:,} rows without a trained token"))
     if facts["data"]["dropped"]:
         out.append(("dropped", " · ".join(f"{n:,} {why}" for why, n in facts["data"]["dropped"].items())))
     if facts["roles"]:
@@ -56,9 +59,12 @@ def _tokens(tokens: dict) -> list[tuple[str, str]]:
     edges, counts = tokens["histogram"]["edges"], tokens["histogram"]["counts"]
     top = max(counts)
     bars = "".join(BARS[round(n / top * (len(BARS) - 1))] if n else " " for n in counts)
-    share = tokens["trained"] / max(1, tokens["sum"])
+    if tokens["trained"] is None:
+        said = f"{tokens['sum']:,} of prompts; the model samples what it is trained on"
+    else:
+        said = f"{tokens['sum']:,}, of which {tokens['trained']:,} trained ({tokens['trained'] / max(1, tokens['sum']):.0%})"
     return [
-        ("tokens", f"{tokens['sum']:,}, of which {tokens['trained']:,} trained ({share:.0%})"),
+        ("tokens", said),
         ("a row", spread),
         ("", f"{edges[0]:,} {bars} {edges[-1] - 1:,}"),
     ]

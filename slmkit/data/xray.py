@@ -104,16 +104,18 @@ def _listed(found: dict[str, list]) -> dict:
     return {kind: {"rows": n, "shown": shown} for kind, (n, shown) in sorted(found.items())}
 
 
-def add_tokens(facts: dict, lengths: list[int], trained: list[int], lines: list[int], left_out: list[int], cut: dict, max_length: int) -> dict:
+def add_tokens(facts: dict, lengths: list[int], trained: list[int] | None, lines: list[int], left_out: list[int], cut: dict, max_length: int) -> dict:
     """Facts with those of the encoding: tokens and trained tokens of each kept row, its line; lines left out; what was cut.
 
+    trained: None where the rows are prompts, and what is trained is yet to be sampled.
     cut: `answers_cut` and, by side, `left` and `right`, in rows; empty where nothing is ever cut.
     """
     name = facts["data"]["name"]
-    untrained = [line for line, n in zip(lines, trained, strict=True) if not n]
+    untrained = [line for line, n in zip(lines, trained, strict=True) if not n] if trained is not None else []
+    learned = {"trained": None} if trained is None else {"trained": sum(trained), "trained_per_row": counts.spread(trained)}
     return facts | {
-        "tokens": counts.spread(lengths) | {
-            "max_length": max_length, "trained": sum(trained), "trained_per_row": counts.spread(trained), "histogram": counts.histogram(lengths),
+        "tokens": counts.spread(lengths) | learned | {
+            "max_length": max_length, "histogram": counts.histogram(lengths),
             "untrained": {"rows": len(untrained), "shown": [f"{name}:{n}" for n in untrained[:SHOWN]]},
             "left_out": {"rows": len(left_out), "shown": [f"{name}:{n}" for n in left_out[:SHOWN]]}, "cut": cut,
         },

@@ -13,6 +13,7 @@ _FOLDER = Path(__file__).resolve().parent
 _PATHS = {
     "student": "student",
     "teacher": "teacher",
+    "prompts": "notes/prompts.jsonl",
     "train": "notes/train.jsonl",
     "validation": "notes/validation.jsonl",
     "test": "notes/test.jsonl",

@@ -234,7 +234,8 @@ def splits(seed: int = SEED) -> dict[str, list[dict]]:
     """The checked-in rows by split: the test as lm-eval reads it, the others in messages form."""
     pairs = drawn(seed)
     rows = {name: [row(*pair) for pair in pairs[name]] for name in ("validation", "train")}
-    return {"test": [{"note": text, "answer": answer(gold)} for text, gold in pairs["test"]], **rows}
+    unlabelled = [{"prompt": text} for text, _ in pairs["train"]]  # the same notes as train, for a teacher to answer
+    return {"test": [{"note": text, "answer": answer(gold)} for text, gold in pairs["test"]], **rows, "prompts": unlabelled}
 
 
 def lines(rows: list[dict]) -> str:

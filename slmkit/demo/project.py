@@ -9,7 +9,7 @@ from slmkit.errors import UsageError
 from slmkit.recipe.schema import text as schema_text
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
-FILES = {"train": "data/train.jsonl", "test": "tasks/test.jsonl", "notes": "tasks/delivery_notes.yaml"}
+FILES = {"prompts": "data/prompts.jsonl", "test": "tasks/test.jsonl", "notes": "tasks/delivery_notes.yaml"}
 
 
 def write(folder: Path, keep: bool = False) -> Path:

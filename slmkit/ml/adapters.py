@@ -38,10 +38,13 @@ def attach(model: PreTrainedModel, lora: Any, state: Path, inputs: Iterable[dict
     extra = dict(VARIANTS[lora.variant])
     if lora.variant == "eva":
         extra["eva_config"] = EvaConfig(adjust_scaling_factors=True)
+    whole = _whole(model, lora.modules_to_save)
+    if tied(model) and set(whole) & _ends(model):  # peft would train a copy for the input alone, and leave the output as it was
+        extra["ensure_weight_tying"] = True
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets(model, lora.target), bias="none",
         task_type="CAUSAL_LM", rank_pattern=_pattern(model, lora, "rank_pattern"), alpha_pattern=_pattern(model, lora, "alpha_pattern"),
-        modules_to_save=_whole(model, lora.modules_to_save) or None, **extra,
+        modules_to_save=whole or None, **extra,
     )  # fmt: skip
     fresh = get_peft_model(model, config, autocast_adapter_dtype=True)
     if lora.variant == "eva":
@@ -52,6 +55,18 @@ def attach(model: PreTrainedModel, lora: Any, state: Path, inputs: Iterable[dict
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return fresh
+
+
+def tied(model: PreTrainedModel) -> bool:
+    """Are the input embeddings and the output layer one matrix?"""
+    output = model.get_output_embeddings()
+    return output is not None and getattr(output, "weight", None) is model.get_input_embeddings().weight
+
+
+def _ends(model: PreTrainedModel) -> set[str]:
+    """Full names of the input embeddings and the output layer."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {n for n, m in model.named_modules() if any(m is end for end in ends)}
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

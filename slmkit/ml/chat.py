@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from slmkit.ml.encode import encode
 from slmkit.ml.examples import IGNORED, Encoded, Example
-from slmkit.ml.pairs import Pair, Prompt, encode_pairs, prompts
+from slmkit.ml.pairs import Pair, Pairs, Prompt, Prompts, encode_pairs, prompts, refuse_form
 from slmkit.ml.templates import TEMPLATES, set_template, template_hash
 
 __all__ = [
-    "IGNORED", "TEMPLATES", "Encoded", "Example", "Pair", "Prompt", "encode", "encode_pairs", "prompts", "set_template", "template_hash",
+    "IGNORED", "TEMPLATES", "Encoded", "Example", "Pair", "Pairs", "Prompt", "Prompts", "encode", "encode_pairs", "prompts", "refuse_form",
+    "set_template", "template_hash",
 ]  # fmt: skip

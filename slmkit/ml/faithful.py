@@ -8,10 +8,13 @@ it will be in use.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from slmkit.ml.render import REASONING, Fault, split_thinking
+
+_SWITCH = re.compile(r"/(no_)?think")
 
 
 def check_context(messages: list[dict], tools: tuple[dict, ...], text: str) -> None:
@@ -24,6 +27,8 @@ def check_context(messages: list[dict], tools: tuple[dict, ...], text: str) -> N
         if not (role == "assistant" and message.get("tool_calls")):  # beside calls, gpt-oss takes the content for analysis, and drops it later
             moved = role in ("system", "developer")
             found = _find(content, text, 0 if moved else at)
+            if found < 0 and moved:  # SmolLM3 takes these two out of the system prompt and says by other words what they ask for
+                found = _find(_SWITCH.sub("", content), text)
             if found < 0:
                 raise Fault(f"the chat template loses messages[{k}].content (role `{role}`): it is not in the rendering", _MEND)
             at = at if moved else found

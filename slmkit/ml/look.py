@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from slmkit.data import personal, xray
 from slmkit.data.rows import Rows
@@ -31,42 +30,76 @@ def _cut(encoded: chat.Encoded) -> dict:
     return {side: encoded.cut["rows"], "answers_cut": encoded.cut["answers_cut"]}
 
 
-def check(ctx: Context, data: Rows, encoded: chat.Encoded, max_length: int) -> None:
-    """The train step's look at its tokens. Raises DataError on findings that are not allowed."""
-    xray.check_tokens(ctx, data, tokens(encoded, max_length))
+def of_pairs(found: chat.Pairs, max_length: int) -> dict:
+    """The same of preferences: a row is as long as the longer of its sequences, and both continuations are learned from."""
+    made = found.pairs
+    return {
+        "lengths": [len(p) for p in made], "trained": [len(p.chosen) + len(p.rejected or ()) for p in made], "lines": [p.line for p in made],
+        "left_out": found.too_long, "cut": {}, "max_length": max_length,
+    }  # fmt: skip
+
+
+def of_prompts(found: chat.Prompts, max_length: int) -> dict:
+    """The same of prompts. What is learned of them is not there yet: the model will sample it."""
+    made = found.prompts
+    return {
+        "lengths": [len(p) for p in made], "trained": None, "lines": [p.line for p in made], "left_out": found.too_long, "cut": {},
+        "max_length": max_length,
+    }  # fmt: skip
+
+
+def check(ctx: Context, data: Rows, tokens: dict) -> None:
+    """The train step's look at its tokens (of one of the functions above). Raises DataError on findings that are not allowed."""
+    xray.check_tokens(ctx, data, tokens)
 
 
 def examine(facts: dict, given, config, data: Rows) -> dict:
     """The facts with those of the tokens, and some rows as the model will see them. Loads the tokenizer, no weights."""
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
-    encoded = chat.encode(
-        _told(data), tokenizer, loss_on=config.loss_on, max_length=config.max_length, ends=models.end_ids(given, tokenizer), thinking=config.thinking,
-        too_long=config.too_long, allow_truncation=True,
-    )  # fmt: skip
-    return xray.add_tokens(facts, **tokens(encoded, config.max_length)) | {"samples": samples(encoded, tokenizer, data.name, config.seed)}
+    chat.refuse_form(data, config.objective)
+    kwargs = {"max_length": config.max_length, "thinking": config.thinking, "allow_truncation": True}
+    ends = models.end_ids(given, tokenizer)
+    if config.objective == "sft":
+        encoded = chat.encode(data, tokenizer, loss_on=config.loss_on, ends=ends, too_long=config.too_long, **kwargs)
+        made, measured = encoded.examples, tokens(encoded, config.max_length)
+    elif config.objective == "grpo":
+        found = chat.prompts(data, tokenizer, **kwargs)
+        made, measured = found.prompts, of_prompts(found, config.max_length)
+    else:
+        pairs = chat.encode_pairs(data, tokenizer, ends=ends, **kwargs)
+        made, measured = pairs.pairs, of_pairs(pairs, config.max_length)
+    return xray.add_tokens(facts, **measured) | {"samples": samples(made, tokenizer, data.name, config.seed)}
 
 
-def _told(data: Rows) -> Rows:
-    """Preferences and labelled answers as conversations that end in the answer (the chosen one), to be rendered and measured like others."""
-    if data.form not in ("preference", "label"):
-        return data
-    parts = {"chosen": (), "rejected": (), "label": None}
-    return replace(data, form="messages", open=lambda: (replace(row, messages=(*row.messages, *row.chosen), **parts) for row in data))
-
-
-def samples(encoded: chat.Encoded, tokenizer, name: str, seed: int) -> list[dict]:
+def samples(made: list, tokenizer, name: str, seed: int) -> list[dict]:
     """The first rows, the longest, and some by chance: place, why it is shown, and its text in pieces, trained or not."""
-    made = encoded.examples
     chosen = dict.fromkeys(range(min(FIRST, len(made))), "first")
     if made:
-        chosen.setdefault(max(range(len(made)), key=lambda i: len(made[i].ids)), "longest")
+        chosen.setdefault(max(range(len(made)), key=lambda i: _length(made[i])), "longest")
         for i in random.Random(seed).sample(range(len(made)), min(DRAWN, len(made))):
             chosen.setdefault(i, "by chance")
     return [
-        {"place": f"{made[i].file or name}:{made[i].line}", "why": why, "tokens": len(made[i].ids), "trained": made[i].trained,
-         "pieces": pieces(made[i], tokenizer)}
-        for i, why in chosen.items()
+        {"place": f"{e.file or name}:{e.line}", "why": ", ".join(filter(None, (why, part))), "tokens": len(e.ids), "trained": e.trained,
+         "pieces": pieces(e, tokenizer)}
+        for i, why in chosen.items() for part, e in _sequences(made[i])
+    ]  # fmt: skip
+
+
+def _length(one: chat.Example | chat.Pair | chat.Prompt) -> int:
+    return len(one.ids) if isinstance(one, chat.Example) else len(one)
+
+
+def _sequences(one: chat.Example | chat.Pair | chat.Prompt) -> list[tuple[str, chat.Example]]:
+    """What the model sees of a row, each with its name: an example, a prompt with each of its continuations, or a prompt."""
+    if isinstance(one, chat.Example):
+        return [("", one)]
+    if isinstance(one, chat.Prompt):
+        return [("its answers will be sampled", chat.Example(one.line, one.ids, (), one.file))]
+    names = ("chosen", "rejected") if one.label is None else ("marked good" if one.label else "marked bad",)
+    return [
+        (name, chat.Example(one.line, one.prompt + ids, ((len(one.prompt), len(one.prompt) + len(ids)),), one.file))
+        for name, ids in zip(names, (one.chosen, one.rejected), strict=False)
     ]
 
 

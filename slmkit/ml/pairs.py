@@ -66,6 +66,11 @@ class Prompt:
     def prompt_ids(self) -> list[int]:
         return self.ids.tolist()
 
+    @property
+    def row(self) -> str:
+        """Where it came from: FILE:LINE."""
+        return f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -86,6 +91,19 @@ class Prompts:
     prompts: list[Prompt]
     too_long: list[int] = field(default_factory=list)
     notes: dict[str, int | bool | str] = field(default_factory=dict)
+
+
+FORMS = {"dpo": ("preference",), "kto": ("label",), "grpo": ("messages", "completion")}
+"""The forms of rows that an objective learns from; sft from all others."""
+
+
+def refuse_form(data: Rows, objective: str) -> None:
+    """Raise DataError for rows of a form that the objective does not learn from."""
+    forms = FORMS.get(objective, ("messages", "completion", "text"))
+    if data.form not in forms:
+        what = f"objective {objective} learns from rows of form {' or '.join(forms)}, and these are of form {data.form}"
+        fits = {"preference": "dpo", "label": "kto"}.get(data.form, "sft")
+        raise DataError([Problem(what, data.name, mend=f"give such rows, or write `objective: {fits}`")])
 
 
 def encode_pairs(

@@ -16,11 +16,11 @@ from accelerate.utils import gather, pad_across_processes
 from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
-from slmkit.errors import DataError, Problem, RecipeError
-from slmkit.ml import batches, memory, models
+from slmkit.errors import Problem, RecipeError
+from slmkit.ml import batches, look, memory, models
 from slmkit.ml.examples import Example
 from slmkit.ml.packing import choices, micro_batch
-from slmkit.ml.pairs import Pair, encode_pairs
+from slmkit.ml.pairs import Pair, encode_pairs, refuse_form
 from slmkit.ml.training import Prepared, Run, steps
 
 WEIGHT = "slmkit_weight"
@@ -145,16 +145,18 @@ class Examples:
     trainer: Any = None
 
 
-def prepare(run: Run, data: Rows, validation: Rows | None, form: str) -> Prepared:
-    """Token ids of all rows. form: the data form that the objective learns from. Raises DataError, RecipeError."""
+def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
+    """Token ids of all rows. Raises DataError, RecipeError."""
     for rows in (data, validation):
         if rows is not None:
-            wanted(run, rows, (form,))
+            wanted(run, rows)
     config = run.config
     kwargs = {"max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer), "thinking": config.thinking}
-    encoded = encode_pairs(data, run.tokenizer, **kwargs)
-    pairs = encoded.pairs
-    held_out = Table(encode_pairs(validation, run.tokenizer, **kwargs).pairs) if validation else None
+    encoded = encode_pairs(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
+    if run.rank == 0:
+        look.check(run.ctx, data, look.of_pairs(encoded, config.max_length))
+    pairs, allowed = encoded.pairs, "truncation" in run.ctx.execution.allow
+    held_out = Table(encode_pairs(validation, run.tokenizer, **kwargs, allow_truncation=allowed).pairs) if validation else None
     trained = sum(len(p.chosen) + len(p.rejected or ()) for p in pairs)
     tokens = trained + sum(len(p.prompt) * (1 if p.rejected is None else 2) for p in pairs)
     run.ctx.log("data", rows=len(pairs), tokens=tokens, trained_tokens=trained, form=data.form, **encoded.notes)
@@ -196,13 +198,10 @@ def tenths(history: list[dict], key: str, name: str) -> dict[str, float]:
     return {f"{name}_first": sum(values[:some]) / some, name: sum(values[-some:]) / some} if values else {}
 
 
-def wanted(run: Run, data: Rows, forms: tuple[str, ...]) -> None:
+def wanted(run: Run, data: Rows) -> None:
     """Refuse rows of a form that the objective does not learn from, and execution settings that it does not read."""
     objective = run.config.objective
-    if data.form not in forms:
-        what = f"objective {objective} learns from rows of form {' or '.join(forms)}, and these are of form {data.form}"
-        fits = {"preference": "dpo", "label": "kto"}.get(data.form, "sft")
-        raise DataError([Problem(what, data.name, mend=f"give such rows, or write `objective: {fits}`")])
+    refuse_form(data, objective)
     if run.ctx.execution.packing == "on":
         what = f"execution.packing: on is not read by objective {objective}"
         raise RecipeError([Problem(what, mend="remove it: the rows of a micro batch are padded")])

@@ -9,9 +9,12 @@ import importlib.util
 import json
 import math
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from slmkit.errors import Problem, RecipeError, StepFailed
@@ -22,12 +25,13 @@ MARKED = re.compile(r"####\s*(.+)")
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer. messages: the prompt; reference: the row's own answer, None if it has none; tokens: of the text."""
+    """One sampled answer. messages: the prompt; reference: the row's own answer, None if it has none; tokens: of the text; row: FILE:LINE."""
 
     messages: tuple[dict, ...]
     text: str
     reference: str | None
     tokens: int
+    row: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,19 +132,58 @@ def length(size: int, least: int, most: int) -> float:
 
 
 def python(file: Path, function: str) -> Callable[[Answer], float]:
-    """A function of the user's file. Raises RecipeError when it is not there; the reward raises StepFailed when it gives no number."""
-    spec = importlib.util.spec_from_file_location("slmkit_reward_code", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    called = getattr(module, function, None)
+    """A function of the user's file. Raises RecipeError for a file that cannot be run or lacks it; the reward raises StepFailed."""
+    called = getattr(_module(file), function, None)
     if not callable(called):
         mend = f"write `def {function}(prompt, answer, reference): …`, or name another in `function`"
         raise RecipeError([Problem(f"{file.name} has no function `{function}`", str(file), mend=mend)])
 
     def score(answer: Answer) -> float:
-        value = called([dict(m) for m in answer.messages], answer.text, answer.reference)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise StepFailed(f"the reward `{function}` gave {value!r} instead of a number", where=file, mend="return a finite int or float")
-        return float(value)
+        try:
+            value = called([dict(m) for m in answer.messages], answer.text, answer.reference)
+        except Exception as e:  # noqa: BLE001  the user's code may raise anything, and whose row it was is known here alone
+            what = f"the reward `{function}` raised {type(e).__name__}: {e}{_of(answer)}"
+            raise StepFailed(what, where=_place(file, e), mend="return 0.0 for answers that it cannot judge") from e
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            return float(value)
+        said = f"a {type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else repr(value)
+        what = f"the reward `{function}` gave {said} instead of a number{_of(answer)}"
+        raise StepFailed(what, where=_defined(file, called), mend="return a finite int or float; it is called once for each answer")
 
     return score
+
+
+def _module(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("slmkit_reward_code", file, loader=SourceFileLoader("slmkit_reward_code", str(file)))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as e:
+        problem = Problem(f"this is no Python: {e.msg}", str(file), e.lineno or 0, e.offset or 0, (e.text or "").rstrip("\n"))
+        raise RecipeError([problem]) from None
+    except Exception as e:  # noqa: BLE001  the user's code may raise anything
+        mend = f"install it: pip install {e.name}" if isinstance(e, ModuleNotFoundError) and e.name else None
+        raise RecipeError([Problem(f"the reward code cannot be imported: {type(e).__name__}: {e}", *_line(file, e), mend=mend)]) from e
+    return module
+
+
+def _line(file: Path, error: BaseException) -> tuple[str, int]:
+    """The file and the last of its lines that the error passed through, 0 if none."""
+    lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
+    return str(file), lines[-1] if lines else 0
+
+
+def _place(file: Path, error: BaseException) -> str:
+    name, line = _line(file, error)
+    return f"{name}:{line}" if line else name
+
+
+def _defined(file: Path, called: Any) -> str:
+    code = getattr(called, "__code__", None)
+    return f"{file}:{code.co_firstlineno}" if code else str(file)
+
+
+def _of(answer: Answer) -> str:
+    """` on row FILE:LINE, for the answer '…'`."""
+    row = f" on row {answer.row}" if answer.row else ""
+    return f"{row}, for the answer {answer.text if len(answer.text) <= 60 else answer.text[:59] + '…'!r}"

@@ -42,7 +42,8 @@ def ids_of(tokenizer, texts: Iterable[str], *, special: bool = False) -> dict[st
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return {}
-    found = tokenizer(distinct, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    # verbose=False: what is longer than the model's window is ours to count and refuse, not to be told by a library in passing
+    found = tokenizer(distinct, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     return {text: array("i", ids) for text, ids in zip(distinct, found, strict=True)}
 
 

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from slmkit.data.rows import Rows
 from slmkit.errors import StepFailed, UsageError
-from slmkit.ml import adapters, cards, chat, checkpoints, curves, launch, lora, models, packing, shards, watch
+from slmkit.ml import adapters, cards, chat, checkpoints, curves, launch, lora, models, packing, shards, trackers, watch
 from slmkit.steps._step import Context, Given, Result
 
 
@@ -207,7 +207,8 @@ def arguments(run: Run, kind: type[TrainingArguments], total: int, micro: int, *
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, optim="paged_adamw_32bit" if paged else "adamw_torch",
         seed=config.seed, data_seed=config.seed, use_cpu=run.where.type == "cpu", bf16=run.dtype == torch.bfloat16, fp16=False,
         gradient_checkpointing=execution.gradient_checkpointing, dataloader_num_workers=execution.workers,
-        save_strategy="steps", save_steps=every, save_total_limit=checkpoints.KEPT, push_to_hub=False, **more,
+        save_strategy="steps", save_steps=every, save_total_limit=checkpoints.KEPT, push_to_hub=False,
+        **trackers.told(run.ctx), **more,
     )  # fmt: skip
     args._n_gpu = min(args.n_gpu, 1)  # several visible GPUs would make the trainer wrap the model in DataParallel
     return args

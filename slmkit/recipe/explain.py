@@ -83,7 +83,7 @@ def _fields(model: type[BaseModel], inside: Where) -> list[str]:
     models = [model]
     for part in (p for p in inside if not isinstance(p, int)):  # members of a list are of its own models
         models = [m for one in models if part in one.model_fields for m in _models(one.model_fields[part].annotation)]
-    names = [name for m in models for name in m.model_fields]
+    names = list(dict.fromkeys(name for m in models for name in m.model_fields))  # one mapping, or a list of them: the same keys
     return names + (["kind", "execution"] if not inside else [])
 
 
@@ -97,7 +97,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _nearest(name: str, known: list[str]) -> str | None:
     initials = [k for k in known if len(name) > 1 and "".join(word[0] for word in k.split("_")) == name.lower()]  # lr, wd
-    near = initials or difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if name in k.split("_") or k in name][:1]
+    letters = [k for k in known if k == name[:1].lower()]  # rank for r
+    near = initials or difflib.get_close_matches(name, known, 1, 0.6) or letters or difflib.get_close_matches(name, known, 1, 0.5)
+    near = near or [k for k in known if name in k.split("_") or k in name][:1]
     if not known:
         return None
     return (f"did you mean `{near[0]}`? " if near else "") + f"known keys: {', '.join(known)}"

@@ -64,3 +64,5 @@ class Prices(Part):
     """Of what is answered."""
     cached: Annotated[float, Field(ge=0)] | None = None
     """Of input that the endpoint had in its cache; as `input` if left out."""
+    batch: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of these prices that a batch API charges."""

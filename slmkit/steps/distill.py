@@ -11,6 +11,7 @@ arrives: a killed run goes on, one more prompt costs one more call, and nothing 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -245,6 +246,12 @@ class Execution(StepExecution):
     """Keep below the account's limit of requests, rather than run into it."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Keep below the account's limit of tokens."""
+    transport: Literal["auto", "serve", "batch"] = "auto"
+    """auto: an endpoint is called, a local teacher runs in this process. serve: a local teacher runs in a `slmkit serve` of its own, which
+    is started and stopped here, and is asked over HTTP. batch: the endpoint's batch API, for half the price and within a day. The answers
+    count as the same ones."""
+    detach: bool = False
+    """Of transport batch: submit and end with exit code 75; the same command, later, collects the answers."""
     device: Device = "auto"
     """Of a local teacher: auto, cpu, mps, cuda or cuda:N."""
 
@@ -253,10 +260,24 @@ def blocked(config: Config, execution: Execution) -> str | None:
     """A key that is not set is known before anything runs."""
     import os
 
-    name = config.teacher.api_key_env if isinstance(config.teacher, Teacher) else None
+    endpoint = isinstance(config.teacher, Teacher)
+    if endpoint and execution.transport == "serve":
+        return "`execution.transport: serve` is for a local teacher, and this one is an endpoint"
+    if not endpoint and execution.transport == "batch":
+        return "`execution.transport: batch` is for an endpoint, and this teacher is a model that runs here"
+    if execution.detach and execution.transport != "batch":
+        return "`execution.detach` is read by `execution.transport: batch` only"
+    name = config.teacher.api_key_env if endpoint else None
     if name and not os.environ.get(name):
         return f"the environment variable {name} is not set (the teacher's key)"
     return None
+
+
+def forecast(config: Config, execution: Execution, inputs: dict, ledgers: Path) -> dict[str, int | str]:
+    """Calls, tokens and money that are still to be spent, for `plan`."""
+    from slmkit.teach import forecast
+
+    return forecast.calls(config, execution, inputs, ledgers)
 
 
 def run(ctx: Context, config: Config) -> Result:

@@ -21,7 +21,7 @@ from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
 
-VERSION = 2
+VERSION = 3
 TAKES = {
     "model": Takes("model"), "data": Takes("dataset", many=True, lone=True), "validation": Takes("dataset", optional=True),
     "reward_code": Takes("code", optional=True),

@@ -18,16 +18,18 @@ BASE = 64  # around all of them: begin of text, a date, a default system message
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars per million tokens. cached: of input that the endpoint had in its cache; as input if left out."""
+    """US dollars per million tokens. cached: of input that the endpoint had in its cache; as input if left out. share: of the price that
+    is charged, as a batch has it."""
 
     input: float
     output: float
     cached: float | None = None
+    share: float = 1.0
 
     def of(self, usage: dict[str, int]) -> float:
         cached = min(usage.get("cached", 0), usage["input"])
         rate = self.input if self.cached is None else self.cached
-        return ((usage["input"] - cached) * self.input + cached * rate + usage["output"] * self.output) / 1e6
+        return self.share * ((usage["input"] - cached) * self.input + cached * rate + usage["output"] * self.output) / 1e6
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ class Budget:
     def reserve(self, held: Held) -> None:
         self.flying += 1
         self.held = Held(self.held.input + held.input, self.held.output + held.output, self.held.usd + held.usd)
+
+    def take_over(self, before: dict | None, held: Held) -> None:
+        """Hold what was counted as lost when the ledger was opened."""
+        if before is not None:
+            s = self.spent
+            s.lost_requests, s.lost_tokens = s.lost_requests - 1, s.lost_tokens - before["tokens"]
+            s.lost_usd -= before["usd"] or 0.0
+        self.reserve(held)
 
     def release(self, held: Held) -> None:
         """A call that cost nothing: it was refused."""

@@ -51,6 +51,11 @@ class Desk:
             self.ledger.hold(request, held.tokens, held.usd if self.budget.prices else None)
         self.budget.reserve(held)
 
+    def take_over(self, request: Request) -> None:
+        """A request that an earlier run sent and whose answer is still to come: its reservation is no loss, it is held again."""
+        self.asked.add(request.key)
+        self.budget.take_over(self.ledger.reopen(request.key), self.budget.most(request))
+
     def keep(self, request: Request, answer: Answer, held: Held) -> None:
         """An answer has come: into the ledger first."""
         usd = self.budget.prices.of(answer.usage) if self.budget.prices else None
@@ -100,9 +105,10 @@ def over_budget(desk: Desk, held: Held, rest: Iterator[Request | None]) -> OverB
     )
 
 
-def first_of(requests: Iterator[Request | None]) -> tuple[Request | None, Iterator[Request | None]]:
-    """The first that must be asked, and all from there."""
+def first_unanswered(desk: Desk, requests: Iterator[Request]) -> tuple[bool, Iterator[Request]]:
+    """Is there anything to ask? And the requests from there, those that the ledger holds counted as hits."""
     for one in requests:
-        if one is not None:
-            return one, chain([one], requests)
-    return None, iter(())
+        if one not in desk.ledger:
+            return True, chain([one], requests)
+        desk.hits += 1
+    return False, iter(())

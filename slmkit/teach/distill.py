@@ -6,17 +6,18 @@ import functools
 import importlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
-from slmkit.steps._step import Context, Result
-from slmkit.teach import calls, dataset, filters, ledger, templates, toolcalls, verify
+from slmkit.steps._step import Context, Given, Result
+from slmkit.teach import batches, calls, dataset, filters, hosted, ledger, templates, toolcalls, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
-from slmkit.teach.desk import Desk
+from slmkit.teach.desk import Desk, first_unanswered
 from slmkit.teach.endpoint import Route
 from slmkit.teach.job import Job
 from slmkit.teach.prompts import Prompt, Prompts
@@ -29,24 +30,22 @@ OWN_TEMPLATE = ("generate", "rationale", "rewrite", "judge")
 def run(ctx: Context, config: Any) -> Result:
     """See slmkit.steps.distill."""
     prompts = Prompts(ctx.inputs["prompts"], config.on_bad_row == "skip").check() if ctx.inputs.get("prompts") else None
-    fresh = functools.partial(filters.build, config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
-    tools = toolcalls.offered(ctx.inputs["tools"].path) if ctx.inputs.get("tools") else ()
-    told = _templates(ctx, config)
+    exams, check = _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code"))
     mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
     desk, model, book = open_desk(ctx, config)
     try:
-        job = Job(config, model, prompts, told[0], desk, getattr(config.teacher, "limit_key", "max_tokens"), told[1], tools, fresh)
+        job = job_of(config, ctx.inputs, model, prompts, desk, exams, check)
         started = time.monotonic()
         for stage in mode.stages(job):
             _carry(ctx, config, desk, stage, _most(config, prompts))
         book.sync()
         seconds = time.monotonic() - started
-        written = dataset.write(ctx.out, mode.made(job), fresh(None), config.validation, config.seed or 0)
+        written = dataset.write(ctx.out, mode.made(job), job.fresh(None), config.validation, config.seed or 0)
         _told(ctx, desk, written)
         dataset.enough(written, config.min_kept)
         values = _values(desk, written, prompts, seconds)
         cost = {k: values[k] for k in ("tokens", "usd") if k in values}
-        return Result(values, card(ctx, config, model, told, mode.ROWS, values, written), cost, "none", config.seed)
+        return Result(values, card(ctx, config, model, (job.template, job.judge_template), mode.ROWS, values, written), cost, "none", config.seed)
     finally:
         book.close()
 
@@ -65,17 +64,31 @@ def _most(config: Any, prompts: Prompts | None) -> int:
 
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
-    local = ctx.inputs.get("teacher")
-    model = f"{local.name}@{local.digest[:12]}" if local else config.teacher.model
-    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
     account = ctx.state / "account"
     if not account.exists():
         account.write_text(secrets.token_hex(8))
-    book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
-    said = config.budget
+    book = ledger.Ledger(file, account.read_text())
+    return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
+
+
+def book_of(config: Any, local: Given | None, ledgers: Path) -> tuple[str, Path]:
+    """(the model's name for requests, the ledger's file) of a teacher."""
+    model = name_of(local) if local else config.teacher.model
+    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    return model, ledger.file_of(ledgers, who)
+
+
+def budget_of(config: Any, execution: Any, before: list[dict] = ()) -> Budget:
+    said, paid = config.budget, config.prices
     limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
-    prices = Prices(config.prices.input, config.prices.output, config.prices.cached) if config.prices else None
-    return Desk(book, Budget(limits, prices, book.spent)), model, book
+    share = paid.batch if paid and execution.transport == "batch" else 1.0
+    return Budget(limits, Prices(paid.input, paid.output, paid.cached, share) if paid else None, before)
+
+
+def name_of(local: Given) -> str:
+    """What requests call a local teacher: by its content, so that another model of that name has another ledger."""
+    return f"{local.name}@{(local.digest or local.revision)[:12]}"
 
 
 def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
@@ -88,19 +101,38 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
 
     desk.told = told
     requests: Iterator[Request] = stage()
-    if ctx.inputs.get("teacher"):
+    local, e, said = ctx.inputs.get("teacher"), ctx.execution, config.teacher
+    manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
+    if local and e.transport == "serve":
+        waiting, requests = first_unanswered(desk, requests)
+        if waiting:
+            with hosted.server(local, name_of(local), e) as url:
+                calls.carry(desk, requests, Route(url, None, None, e.timeout), manners)
+        return
+    if local:
         from slmkit.ml import teacher
 
-        return teacher.carry(desk, requests, ctx.inputs["teacher"], ctx.execution)
-    e, said = ctx.execution, config.teacher
+        return teacher.carry(desk, requests, local, e)
     key = ctx.secret(said.api_key_env) if said.api_key_env else None
-    manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
-    calls.carry(desk, requests, Route(said.base_url, key, said.api_key_env, e.timeout), manners)
+    route = Route(said.base_url, key, said.api_key_env, e.timeout)
+    if e.transport == "batch":
+        return batches.carry(desk, requests, route, ctx.state, batches.Terms(e.detach), ctx.log)
+    calls.carry(desk, requests, route, manners)
 
 
-def _templates(ctx: Context, config: Any) -> tuple[templates.Template | None, templates.Template | None]:
+def job_of(
+    config: Any, inputs: dict[str, Any], model: str, prompts: Prompts | None, desk: Desk, exams: list[leaks.Exam], check: Callable | None
+) -> Job:  # fmt: skip
+    """What the mode works with. exams, check: for the filters."""
+    asked, judging = templates_of(config, inputs)
+    tools = toolcalls.offered(inputs["tools"].path) if inputs.get("tools") else ()
+    fresh = functools.partial(filters.build, config, exams, check)
+    return Job(config, model, prompts, asked, desk, getattr(config.teacher, "limit_key", "max_tokens"), judging, tools, fresh)
+
+
+def templates_of(config: Any, inputs: dict[str, Any]) -> tuple[templates.Template | None, templates.Template | None]:
     """(what the teacher is sent, what it is sent to judge answers with), None where there is nothing of the kind."""
-    given, judge = ctx.inputs.get("template"), ctx.inputs.get("judge_template")
+    given, judge = inputs.get("template"), inputs.get("judge_template")
     own = config.mode in OWN_TEMPLATE and not (config.rationale and config.rationale.source == "reasoning")
     asked = templates.load(config.mode, given.path if given else None) if given or own else None
     name = "rank" if config.mode == "preference" else "judge" if config.filters.min_score is not None and config.mode != "judge" else None

@@ -51,7 +51,7 @@ class Job:
     limit_key: str = "max_tokens"
     judge_template: Template | None = None
     tools: tuple[dict, ...] = ()
-    fresh: Callable[[str | None], Any] | None = None
+    fresh: Callable[[str | None], Any] = lambda before: None
 
     def request(self, messages: list[dict], sample: int = 0, **more: Any) -> Request:
         """A request with the config's sampling parameters. more: `tools`, `response_format`, …; None leaves one as it would be."""

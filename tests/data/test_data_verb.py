@@ -15,7 +15,11 @@ from tests.support.hub import Hub
 @pytest.fixture
 def project(cli: Cli) -> Cli:
     assert cli("init", "p").returncode == 0
-    rows = (cli.folder / "p/data/train.jsonl").read_text().splitlines()[:60]
+    rows = demo.path("train").read_text().splitlines()[:60]
+    recipe = cli.folder / "p/recipe.yaml"  # rows that are there already, in place of a teacher's
+    text = recipe.read_text()
+    start, end = text.index("  teach:"), text.index("  sft:")
+    recipe.write_text((text[:start] + text[end:]).replace("$teach\n", "data/train.jsonl\n"))
     asked, answered = "<script>alert(1)</script> mail marie@sorbonne.fr", "x\x1b[31m"
     hostile = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
     (cli.folder / "p/data/train.jsonl").write_text("\n".join([json.dumps(hostile), *rows, rows[0]]) + "\n")
@@ -25,7 +29,7 @@ def project(cli: Cli) -> Cli:
 def test_text_json_and_page_agree(project: Cli) -> None:
     text = project("data", "p/recipe.yaml")
     assert text.returncode == 0, text.stderr
-    assert "sft  62 rows of" in text.stdout and "⟦{\"order\"" in text.stdout and "copies of another row: 1 row\n" in text.stdout
+    assert "sft  62 rows, messages" in text.stdout and "⟦{\"order\"" in text.stdout and "copies of another row: 1 row\n" in text.stdout
     assert "p/data/train.jsonl:2 ↔ p/data/train.jsonl:62" in text.stdout and "\x1b" not in text.stdout and "marie" not in text.stdout
     made = project("data", "p/recipe.yaml", "sft", "--json", "--html", "x.html")
     facts = json.loads(made.stdout)["steps"]["sft"]
@@ -79,3 +83,45 @@ def test_a_model_of_the_hub_is_looked_at_without_its_weights(project: Cli) -> No
         done = project("data", "p/recipe.yaml", "--set", "base=hf:me/student", "--no-locked", **hub.environment(project.folder / "hub"))
         assert done.returncode == 0 and "⟦" in done.stdout, done.stderr
         assert hub.count("tokenizer.json") and not hub.count("safetensors")
+
+
+PAIRS = [
+    {"prompt": f"Name a fruit, number {i}.", "chosen": f"An apple of kind {i}.", "rejected": f"A brick of kind {i}, {'very ' * 40 * (i == 3)}red."}
+    for i in range(20)
+]  # fmt: skip
+OTHER_OBJECTIVES = {
+    "dpo": (PAIRS, ["⟦An apple of kind 0.<|end|>⟧", "⟦A brick of kind 0, red.<|end|>⟧", "first, chosen", "first, rejected"]),
+    "kto": (
+        [{"prompt": r["prompt"], "completion": r["chosen"], "label": bool(i % 2)} for i, r in enumerate(PAIRS)],
+        ["⟦An apple of kind 1.<|end|>⟧", "first, marked bad", "first, marked good"],
+    ),
+    "grpo": ([{"prompt": r["prompt"], "completion": r["chosen"]} for r in PAIRS], ["of prompts; the model samples", "its answers will be sampled"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OTHER_OBJECTIVES)
+def test_rows_are_shown_as_their_objective_learns_from_them(cli: Cli, objective: str) -> None:
+    rows, shown = OTHER_OBJECTIVES[objective]
+    (cli.folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    block = "    grpo: {rewards: [{exact_match: {}}]}\n" if objective == "grpo" else ""
+    head = "recipe: r\nbase: demo:student\nsteps:\n  sft:\n    kind: train\n    model: $base\n    data: d.jsonl\n"
+    (cli.folder / "r.yaml").write_text(f"{head}    objective: {objective}\n    max_steps: 1\n{block}")
+    done = cli("data", "r.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [s for s in shown if s not in done.stdout] == [], done.stdout
+    assert "0 rows left out" in done.stdout and ("⟦" in done.stdout) == (objective != "grpo")
+    page = cli("data", "r.yaml", "--html", "x.html")
+    assert page.returncode == 0 and "its answers will be sampled" in (cli.folder / "x.html").read_text() or objective != "grpo", page.stderr
+
+
+def test_too_long_preferences_stop_train_with_the_key_that_allows_them(cli: Cli) -> None:
+    (cli.folder / "d.jsonl").write_text("\n".join(map(json.dumps, PAIRS[:5])) + "\n")
+    head = "recipe: r\nbase: demo:student\nsteps:\n  sft:\n    kind: train\n    model: $base\n    data: d.jsonl\n"
+    (cli.folder / "r.yaml").write_text(head + "    objective: dpo\n    max_steps: 1\n    batch_size: 2\n    max_length: 96\n")
+    stopped = cli("train", "r.yaml")
+    assert stopped.returncode == 2 and "1 row of 5 (20%)" in stopped.stderr and "--set 'steps.sft.execution.allow=[truncation]'" in stopped.stderr
+    assert "Token indices" not in stopped.stderr
+    allowed = cli("train", "r.yaml", "--set", "steps.sft.execution.allow=[truncation]")
+    assert allowed.returncode == 0, allowed.stderr
+    written = json.loads((cli.folder / allowed.stdout.strip() / "xray.json").read_text())
+    assert written["tokens"]["left_out"]["rows"] == 1 and [f["level"] for f in written["findings"] if f["kind"] == "truncation"] == ["allowed"]

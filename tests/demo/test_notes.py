@@ -75,7 +75,7 @@ def test_dates_are_spelled_in_many_ways():
 
 def test_path_names_what_there_is():
     assert all(path(name).exists() for name in NAMES)
-    with pytest.raises(KeyError, match=r"student, teacher, train, validation, test, notes"):
+    with pytest.raises(KeyError, match=r"student, teacher, prompts, train, validation, test, notes"):
         path("pupil")
 
 

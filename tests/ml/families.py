@@ -1,6 +1,6 @@
 """Small tokenizers of the families whose stock templates are tried: their special tokens, BOS and EOS, and what adds a BOS by itself.
 
-Texts come from TRL where it ships the original; those in templates/ were written for these tests in a model's layout, and say which.
+Texts come from TRL where it ships the original; templates/README.md says where each of the others comes from.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ QWEN3 = Family("<|im_end|>", ("<|im_end|>", "<|endoftext|>"), ("<|im_start|>", "
 GEMMA = Family("<eos>", ("<eos>", "<end_of_turn>"), ("<start_of_turn>",), bos="<bos>", adds_bos=True, spaces="never")
 PHI3 = Family("<|endoftext|>", ("<|endoftext|>", "<|end|>"), ("<|system|>", "<|user|>", "<|assistant|>"), bos="<s>", rstrip=True, spaces="first")
 FAMILIES = {
-    "llama3": LLAMA, "llama3_1": LLAMA, "llama3_2": LLAMA,
+    "llama3": LLAMA, "llama3_1": LLAMA, "llama3_2": LLAMA, "llama3_3": LLAMA,
     "qwen2_5": CHATML, "qwen3": QWEN3, "qwen3_instruct_2507": QWEN3,
-    "gemma": GEMMA, "gemma3": GEMMA,
+    "gemma": GEMMA, "gemma2": GEMMA, "gemma3": GEMMA,
     "phi3": PHI3, "phi3_5": PHI3,
     "gptoss": Family("<|return|>", ("<|return|>", "<|endoftext|>", "<|call|>"), ("<|start|>", "<|end|>", "<|message|>", "<|channel|>")),
     "mistral_v03": Family(
@@ -51,7 +51,11 @@ FAMILIES = {
         ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>"),
         bos="<|endoftext|>",
     ),
-    "smollm2": CHATML,
+    "mistral_nemo": Family(
+        "</s>", ("</s>",), ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        bos="<s>", adds_bos=True,
+    ),
+    "smollm2": CHATML, "smollm3": QWEN3,
 }  # fmt: skip
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Llama 3, Qwen and gpt-oss cut a text into words; newlines stay together, so a prompt's last ones do not merge with the answer."""

@@ -74,3 +74,32 @@ def test_a_name_that_matches_nothing_is_refused(tmp_path, tiny, rows_file, lora,
     with pytest.raises(RecipeError) as e:
         run(tmp_path, tiny, rows_file, method="lora", lora=lora)
     assert said in e.value.render()
+
+
+@pytest.mark.parametrize("named", [["embed_tokens"], ["lm_head"]])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_tied_ends_are_trained_as_one_and_stay_one(tmp_path, tiny, rows_file, named, method):
+    """peft alone would train a copy for the input, leave the output frozen, and untie the model when it is merged."""
+    from tests.support.drive import Driver
+
+    driver, _ = run(tmp_path / "a", tiny, rows_file, method=method, lora={"r": 4, "modules_to_save": named}, max_steps=2)
+    saved = load_file(driver.out / "adapter_model.safetensors")
+    ends = [v for k, v in saved.items() if "lora" not in k]
+    assert len(ends) == 2 and torch.equal(*ends) and not torch.equal(ends[0], load_file(tiny / "model.safetensors")["model.embed_tokens.weight"])
+    merged = Driver(tmp_path / "b")
+    merged.run("merge", {"model": "m"}, {"model": given(driver.out, "adapter", base=given(tiny, "model"))})
+    assert json.loads((merged.out / "config.json").read_text())["tie_word_embeddings"] is True
+    assert torch.equal(load_file(merged.out / "model.safetensors")["model.embed_tokens.weight"], ends[0])
+
+
+def test_objectives_that_read_the_output_layer_train_it_where_it_is_tied(tmp_path, tiny):
+    from tests.ml.test_objectives import Tried
+
+    more = {"lora": {"r": 4, "modules_to_save": ["embed_tokens"]}, "max_steps": 2}
+    before = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
+    for objective in ("dpo", "kto", "grpo"):
+        tried = Tried(tmp_path / objective, tiny, objective, **more)
+        saved = load_file(tried.out / "adapter_model.safetensors")
+        (after, *_) = [v for k, v in saved.items() if "lora" not in k]
+        seldom = [i for i in range(384) if i not in range(4)][:60]  # tokens of no row: only the output layer's softmax reaches them
+        assert (after[seldom] != before[seldom]).any(), objective

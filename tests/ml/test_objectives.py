@@ -13,7 +13,7 @@ from conftest import CITIES
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from slmkit.data import rows
+from slmkit.data import rows, xray
 from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.ml import checkpoints, training
 from slmkit.steps import train as step
@@ -67,10 +67,12 @@ class Tried:
         train_rows = given_rows if given_rows is not None else data(FORMS[objective])
         inputs = {"model": given(model, "model", name="base"), "data": (given("d", "dataset", "data"),)}
         inputs["reward_code"] = given(code, "code") if code else None
+        execution = {"allow": ["leaks", "duplicates", "empty"]} | (execution or {})  # few cities and digits make few rows
         ctx = Context(
-            out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**(execution or {})),
+            step="sft", out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**execution),
             log=lambda event, **fields: self.log(killed_at, event, **fields), progress=lambda *a, **k: None, secret=lambda name: "",
         )  # fmt: skip
+        xray.check_rows(ctx, train_rows, validation)
         self.result = training.train(ctx, step.Config(**QUICK | {"objective": objective} | more), train_rows, validation)
         self.values = json.loads(json.dumps(self.result.values, allow_nan=False))
 
@@ -142,6 +144,33 @@ def test_grpo_with_a_function_of_ones_own(tmp_path, tiny):
     code.write_text("def score(prompt, answer, reference):\n    return len(answer) / 100 if prompt[0]['role'] == 'user' else None\n")
     grpo = {"rewards": [{"python": {"function": "score"}}], "generations": 4, "max_new_tokens": 4}
     assert Tried(tmp_path, tiny, "grpo", code=code, grpo=grpo, max_steps=2).values["reward_of_score"] > 0
+
+
+def test_a_function_that_raises_stops_with_its_row(tmp_path, tiny):
+    code = tmp_path / "mine.py"
+    code.write_text("def score(prompt, answer, reference):\n    return 1 if 'Linz' not in reference else undefined\n")
+    grpo = {"rewards": [{"python": {"function": "score"}}], "generations": 2, "max_new_tokens": 2}
+    with pytest.raises(StepFailed, match=r"NameError: name 'undefined' is not defined on row .*rows.jsonl:\d+|on row line \d+") as failed:
+        Tried(tmp_path, tiny, "grpo", code=code, grpo=grpo, max_steps=6)
+    assert failed.value.where == f"{code}:2"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize(("method", "precision"), [("qlora", "fp32"), ("qlora", "bf16"), ("lora", "bf16"), ("full", "bf16")])
+def test_every_objective_runs_on_4_bits_and_in_bf16(tmp_path, tiny, objective, method, precision):
+    """With a measurement in between, at which bitsandbytes would repack 4-bit weights; the first loss is what the objective says it is."""
+    more = {"method": method, "precision": precision, "max_steps": 3, "batch_size": 2, "validate_every": 1}
+    more |= {"lora": None, "learning_rate": 1e-4} if method == "full" else {}
+    tried = Tried(tmp_path, tiny, objective, validation=data(FORMS[objective], 4), **more)
+    assert tried.values["precision"] == precision and tried.values["steps"] == 3 and len(tried.named("validation")) == 3
+    if objective == "dpo":
+        assert tried.values["first_loss"] == pytest.approx(0.6931, abs=2e-3)
+    if objective == "kto":
+        assert tried.values["first_loss"] == pytest.approx(0.5, abs=2e-3)
+    if method != "full":
+        weights = load_file(tried.out / "adapter_model.safetensors")
+        assert {v.dtype for v in weights.values()} == {torch.float32}
+        assert json.loads((tried.out / "slmkit_training.json").read_text())["base_quantization"] == ("nf4" if method == "qlora" else None)
 
 
 def test_grpo_stops_when_there_is_nothing_to_learn(tmp_path, tiny):

@@ -88,6 +88,51 @@ def test_a_function_of_ones_own(tmp_path):
         build({"python": {"function": "other"}}, code=file)
 
 
+BROKEN = [
+    ("import nowhere_to_be_found\n", "cannot be imported: ModuleNotFoundError", "mine.py:1", "pip install nowhere_to_be_found"),
+    ("\n\n1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero", "mine.py:3", None),
+    ("def score(prompt, answer, reference)\n    return 1\n", "this is no Python: expected ':'", "mine.py:1:37", None),
+    ("score = 3\n", "has no function `score`", "mine.py", "def score(prompt, answer, reference)"),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "where", "mend"), BROKEN)
+def test_code_that_cannot_be_used_is_said_with_its_place(tmp_path, text, what, where, mend):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as e:
+        build({"python": {}}, code=file)
+    said = e.value.render()
+    assert what in said and f"{tmp_path}/{where}" in said and (mend or "") in said
+
+
+@pytest.mark.parametrize(
+    ("body", "what", "line"),
+    [
+        ("\n    return {}[answer]", "the reward `score` raised KeyError: 'Graz' on row d.jsonl:7, for the answer 'Graz'", 2),
+        ("\n    return helper(answer)\n\ndef helper(text):\n    raise OSError('no')", "raised OSError: no on row d.jsonl:7", 5),
+        (" return float('nan')", "gave nan instead of a number on row d.jsonl:7, for the answer 'Graz'", 1),
+        (" return None", "gave None instead of a number", 1),
+        (" return [1.0, 0.5]", "gave a list of 2 instead of a number", 1),
+        (" return '1'", "gave '1' instead of a number", 1),
+    ],
+)
+def test_a_function_that_fails_is_said_with_file_line_and_row(tmp_path, body, what, line):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def score(prompt, answer, reference):{body}\n")
+    made = build({"python": {}}, code=file)[0]
+    with pytest.raises(StepFailed) as e:
+        made.score(rewards.Answer(({"role": "user", "content": "?"},), "Graz", None, 3, "d.jsonl:7"))
+    assert what in e.value.what and e.value.where == f"{file}:{line}" and e.value.mend
+
+
+def test_a_function_that_takes_something_else_is_said(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def score(answer):\n    return 1\n")
+    with pytest.raises(StepFailed, match="takes 1 positional argument but 3 were given"):
+        build({"python": {}}, code=file)[0].score(answer("a"))
+
+
 def test_what_is_no_reward_is_refused():
     for bad in ([], [{}], [{"exact_match": {}, "regex": {"pattern": "a"}}], [{"regex": {"pattern": "("}}], [{"length": {"min": 5, "max": 4}}]):
         with pytest.raises(ValueError, match=r"at least 1|one of|regular expression|less than"):

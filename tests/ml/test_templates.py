@@ -73,7 +73,7 @@ def written(name, messages, **more):
 def answers(name, *texts):
     """What a family's model writes for plain answers."""
     start = {"qwen3": "<think>\n\n</think>\n\n", "gptoss": "<|channel|>final<|message|>", "mistral_v03": " "}.get(name, "")
-    end = {"gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>", "phi4_mini": "<|end|>"}
+    end = dict.fromkeys(("gemma", "gemma2", "gemma3"), "<end_of_turn>") | dict.fromkeys(("phi3", "phi3_5", "phi4_mini"), "<|end|>")
     return [start + text + end.get(name, FAMILIES[name].eos) for text in texts]
 
 
@@ -108,7 +108,7 @@ def test_every_turn_follows_the_tokens_it_will_follow_in_use(name, messages):
     assert all(set(ids) & ends_of(name) == {ids[-1]} for _, ids in found)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "gemma"])
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("gemma", "gemma2")])
 def test_a_system_prompt_stands_before_the_answer_and_is_not_trained(name):
     (example,) = encode(name, [system("Answer briefly."), *SINGLE]).examples
     assert spans(tokenizer_of(name), example) == answers(name, "Graz.")
@@ -131,11 +131,13 @@ def calling(name):
     return {
         "llama3_1": llama,
         "llama3_2": llama,
+        "llama3_3": llama,
         "qwen2_5": hermes,
         "qwen3": "<think>\n\n</think>\n\n" + hermes,
         "qwen3_instruct_2507": hermes,
         "gptoss": " to=functions.get_weather<|channel|>commentary json<|message|>" + ARGUMENTS + "<|call|>",
         "mistral_v03": "[TOOL_CALLS] [" + function + ', "id": "abcdefghi"}]</s>',
+        "mistral_nemo": "[TOOL_CALLS][" + function + ', "id": "abcdefghi"}]</s>',
         "phi4_mini": "<|tool_call|>" + function + "}<|/tool_call|><|end|>",
     }.get(name)
 
@@ -198,6 +200,14 @@ def test_stripped_thinking_leaves_the_answers(name):
         assert encoded.notes["thinking_stripped"] == 1
 
 
+def test_a_mode_without_thinking_is_part_of_the_prompt():
+    """SmolLM3 with /no_think in its system prompt: the empty thinking stands in the generation prompt, and is not trained."""
+    (example,) = encode("smollm3", [system("Be brief. /no_think"), *SINGLE]).examples
+    assert spans(tokenizer_of("smollm3"), example) == ["Graz.<|im_end|>"]
+    before = tokenizer_of("smollm3").decode(example.input_ids[: example.spans[0][0]])
+    assert before.endswith("<|im_start|>assistant\n<think>\n\n</think>\n") and "Reasoning Mode: /no_think" in before
+
+
 def test_thinking_before_a_tool_call():
     both = written("qwen3", TOOLS_THINKING, tools=[TOOL])
     call = calling("qwen3").replace("<think>\n\n", "<think>\nAsk.\n")
@@ -254,6 +264,9 @@ def test_trl_marks_the_same_text(name, conversation):
     ("name", "messages", "said"),
     [
         ("gemma", [system("Be brief."), *SINGLE], "System role not supported"),
+        ("gemma2", [system("Be brief."), *SINGLE], "System role not supported"),
+        ("smollm3", [TOOLS[0], TOOLS[1], *TOOLS[2:]], r"loses messages\[1\].tool_calls\[0\] \(`get_weather`\)"),
+        ("mistral_nemo", [TOOLS[0], assistant("", tool_calls=[CALL | {"id": "1"}]), *TOOLS[2:]], "length 9"),
         ("gemma", [user("a"), user("b"), assistant("c")], r"must alternate.*\(at messages\[2\]\)"),
         ("phi3_5", [{"role": "developer", "content": "Be brief."}, *SINGLE], r"loses messages\[0\].content \(role `developer`\)"),
         ("llama3_1", [TOOLS[0], TOOLS[1] | {"content": "Let me look."}, *TOOLS[2:]], r"loses messages\[1\].content"),

@@ -45,7 +45,7 @@ def _serve(log: str, faults: dict) -> None:
         digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
         draw = random.Random(number * 7919).random()
         for kind, share in faults.items():
-            if kind in ("key", "latency", "script", "refuse", "mind"):
+            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired"):
                 continue
             if draw < share:
                 note(kind, digest=digest)
@@ -76,7 +76,54 @@ def _serve(log: str, faults: dict) -> None:
         choice = {"index": 0, "message": message, "finish_reason": finish}
         return web.json_response({"id": "x", "model": "t-1", "system_fingerprint": "fp", "choices": [choice], "usage": usage})
 
+    files: dict[str, bytes] = {}
+    batches: dict[str, dict] = {}
+
+    async def upload(request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        name = f"file-{len(files)}"
+        files[name] = form["file"].file.read()
+        return web.json_response({"id": name, "object": "file", "purpose": form["purpose"], "bytes": len(files[name]), "created_at": 0,
+                                  "filename": "x", "status": "processed"})  # fmt: skip
+
+    async def batch(request: web.Request) -> web.StreamResponse:
+        body, name = await request.json(), f"batch-{len(batches)}"
+        note("batch")
+        batches[name] = {"id": name, "object": "batch", "status": "in_progress", "input_file_id": body["input_file_id"], "created_at": 0,
+                         "endpoint": body["endpoint"], "completion_window": body["completion_window"], "polls": 0}  # fmt: skip
+        return web.json_response(batches[name])
+
+    async def poll(request: web.Request) -> web.StreamResponse:
+        one = batches[request.match_info["name"]]
+        one["polls"] += 1
+        if one["polls"] >= faults.get("polls", 1) and one["status"] == "in_progress":
+            out, bad = [], []
+            for line in files[one["input_file_id"]].decode().splitlines():
+                asked = json.loads(line)
+                prompt = asked["body"]["messages"][-1]["content"]
+                if random.Random(len(files) * 1000 + len(out) + 7 * len(bad)).random() < faults.get("expired", 0):
+                    bad.append({"custom_id": asked["custom_id"], "response": None, "error": {"code": "batch_expired", "message": "expired"}})
+                    continue
+                usage = {"prompt_tokens": len(json.dumps(asked["body"]["messages"])) // 4, "completion_tokens": 5}
+                choice = {"index": 0, "message": {"role": "assistant", "content": says(prompt)}, "finish_reason": "stop"}
+                note("ok", digest=hashlib.sha256(json.dumps([asked["body"]["messages"], asked["body"].get("seed")]).encode()).hexdigest(), **usage)
+                done = {"id": "x", "model": "t-1", "choices": [choice], "usage": usage}
+                out.append({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": done}, "error": None})
+            for key, lines in (("output_file_id", out[::-1]), ("error_file_id", bad)):
+                if lines:
+                    one[key] = f"file-{len(files)}"
+                    files[one[key]] = "".join(json.dumps(v) + "\n" for v in lines).encode()
+            one["status"] = "completed"
+        return web.json_response(one)
+
+    async def content(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=files[request.match_info["name"]])
+
     app = web.Application(client_max_size=64 << 20)
+    app.router.add_post("/v1/files", upload)
+    app.router.add_get("/v1/files/{name}/content", content)
+    app.router.add_post("/v1/batches", batch)
+    app.router.add_get("/v1/batches/{name}", poll)
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", lambda r: _json({"object": "list", "data": [{"id": "t"}]}))
 

@@ -7,11 +7,13 @@ TRL needs it; the text it renders is ChatML.
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
 ROWS, HELD_OUT, BATCH, VOCABULARY = 500, 100, 8, 4096
 LENGTH = 2048  # no row is longer
+SPREAD = float(os.environ.get("BENCH_SPREAD", "1.0"))  # sigma of the log-normal lengths; 0.2: nearly alike
 SEED = 0
 RATE, WARMUP, RANK, ALPHA = 2e-3, 0.03, 16, 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -29,11 +31,11 @@ def words(rng: random.Random, count: int) -> list[str]:
 
 
 def chats(count: int, seed: int) -> list[dict]:
-    """Lengths are log-normal: the median row has 70 tokens, the longest about 1,000. The answer names words of the question."""
+    """Lengths are log-normal: the median row has 70 tokens, the longest (of SPREAD 1) about 1,000. The answer names words of the question."""
     lexicon, rng = words(random.Random(1), 3000), random.Random(seed)
     rows = []
     for _ in range(count):
-        size = int(min(900, max(4, rng.lognormvariate(3.87, 1.0))))
+        size = int(min(900, max(4, rng.lognormvariate(3.87, SPREAD))))
         asked = [lexicon[int(len(lexicon) * rng.random() ** 3)] for _ in range(size)]
         answer = [w for w in asked if w.startswith(("k", "l"))][:200] + [asked[-1]]
         messages = [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": " ".join(answer)}]

@@ -6,7 +6,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import preference
+from slmkit.ml import preference, writable
 from slmkit.ml.preference import Preferring, Table
 from slmkit.ml.training import Prepared, Run, arguments
 
@@ -17,11 +17,12 @@ class _Trainer(Preferring, DPOTrainer):
 
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids of all pairs. Raises DataError."""
-    return preference.prepare(run, data, validation, "preference")
+    return preference.prepare(run, data, validation)
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     said, cut = run.config.dpo, preference.cut(run, prepared.micro)
+    writable.check(run, model, (p.chosen for p in prepared.examples.train.pairs))
     args = arguments(
         run, DPOConfig, prepared.steps, cut.micro_batch, beta=said.beta, loss_type=[said.loss], label_smoothing=said.label_smoothing,
         max_length=None, precompute_ref_log_probs=True, disable_dropout=False,

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, memory, models, pairs, preference, rewards, watch
+from slmkit.ml import answers, batches, look, memory, models, pairs, preference, rewards, watch, writable
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -119,8 +119,10 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     config, said = run.config, run.config.grpo
     code = run.ctx.inputs.get("reward_code")
     earns = rewards.build(said.rewards, Path(code.path) if code else None)
-    found = _prompts(run, data, earns)
-    held_out = _prompts(run, validation, earns).prompts if validation else None
+    found = _prompts(run, data, earns, held_out=False)  # too much that is too long is look.check's to refuse, with the key
+    if run.rank == 0:
+        look.check(run.ctx, data, look.of_prompts(found, config.max_length))
+    held_out = _prompts(run, validation, earns, held_out=True).prompts if validation else None
     tokens = sum(len(p) for p in found.prompts)
     run.ctx.log("data", rows=len(found.prompts), tokens=tokens, form=data.form, rewards=[r.name for r in earns], **found.notes)
     if found.too_long:
@@ -134,7 +136,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         with torch.autocast(run.where.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
             written = answers.greedy(model, held_out, ends, pad, said.max_new_tokens, run.where)
         texts = run.tokenizer.batch_decode(written, skip_special_tokens=True)
-        given = [rewards.Answer(p.messages, t, p.answer, len(w)) for p, t, w in zip(held_out, texts, written, strict=True)]
+        given = [rewards.Answer(p.messages, t, p.answer, len(w), p.row) for p, t, w in zip(held_out, texts, written, strict=True)]
         each = {r.name: sum(r.score(a) for a in given) / len(given) for r in earns}
         reward = sum(r.weight * each[r.name] for r in earns)
         values.update({"validation_reward": reward} | {f"validation_reward_{name}": mean for name, mean in each.items()})
@@ -147,9 +149,10 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     )  # fmt: skip
 
 
-def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:
-    preference.wanted(run, data, ("messages", "completion"))
-    found = pairs.prompts(data, run.tokenizer, max_length=run.config.max_length, thinking=run.config.thinking)
+def _prompts(run: Run, data: Rows, earns: list[rewards.Reward], held_out: bool) -> pairs.Prompts:
+    preference.wanted(run, data)
+    given = {"max_length": run.config.max_length, "thinking": run.config.thinking}
+    found = pairs.prompts(data, run.tokenizer, **given, allow_truncation=not held_out or "truncation" in run.ctx.execution.allow)
     bare = [p for p in found.prompts if p.answer is None]
     needy = [r.name for r in earns if r.needs_reference]
     if bare and needy:
@@ -188,6 +191,7 @@ def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     config, said = run.config, run.config.grpo
     prompts, earns, ends = prepared.examples
+    writable.check(run, model, [[end] for end in sorted(ends)], share=1 - 1e-9, of="ends of turn")  # one of them must be within reach
     args = arguments(
         run, GRPOConfig, prepared.steps, prepared.micro, rows=config.batch_size * said.generations,
         num_generations=said.generations, max_completion_length=said.max_new_tokens,
@@ -213,7 +217,7 @@ def _function(reward: rewards.Reward, prompts: list[pairs.Prompt]):
 
     def score(completions: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
         given = zip(completions, completion_ids, row, strict=True)
-        return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids))) for text, ids, i in given]
+        return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids), prompts[i].row)) for text, ids, i in given]
 
     score.__name__ = reward.name
     return score

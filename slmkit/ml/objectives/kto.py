@@ -15,7 +15,7 @@ from trl import KTOConfig, KTOTrainer
 
 from slmkit.data.rows import Rows
 from slmkit.errors import DataError, Problem
-from slmkit.ml import batches, preference
+from slmkit.ml import batches, preference, writable
 from slmkit.ml.preference import Preferring, Table
 from slmkit.ml.training import Prepared, Run, arguments
 
@@ -57,7 +57,7 @@ class _Trainer(Preferring, KTOTrainer):
 
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids of all rows. Raises DataError."""
-    prepared = preference.prepare(run, data, validation, "label")
+    prepared = preference.prepare(run, data, validation)
     labels = [p.label for p in prepared.examples.train.pairs]
     if len(labels) < 2 or len(set(labels)) < 2:
         what = f"all {len(labels)} rows are marked {'good' if labels[0] else 'bad'}"
@@ -72,6 +72,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     said, cut = run.config.kto, preference.cut(run, prepared.micro)
+    writable.check(run, model, (p.chosen for p in prepared.examples.train.pairs if p.label))
     args = arguments(
         run, KTOConfig, prepared.steps, cut.micro_batch, beta=said.beta, desirable_weight=said.desirable_weight,
         undesirable_weight=said.undesirable_weight, max_length=None, precompute_ref_log_probs=True, disable_dropout=False,

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, look, loss, memory, models, packing
+from slmkit.ml import batches, chat, look, loss, memory, models, packing, pairs, writable
 from slmkit.ml.shards import Sharding
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -54,12 +54,15 @@ class _Trainer(Sharding, SFTTrainer):
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     """Token ids and labels of all rows. Raises DataError."""
     config = run.config
+    for rows in (data, validation):
+        if rows is not None:
+            pairs.refuse_form(rows, "sft")
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
     allowed = "truncation" in run.ctx.execution.allow
     encoded = chat.encode(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
     if run.rank == 0:
-        look.check(run.ctx, data, encoded, config.max_length)
+        look.check(run.ctx, data, look.tokens(encoded, config.max_length))
     held_out = chat.encode(validation, run.tokenizer, **kwargs, allow_truncation=allowed) if validation else None
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
     if encoded.too_long:
@@ -86,6 +89,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
+    writable.check(run, model, ([i for start, end in e.spans for i in e.ids[max(start, 1) : end]] for e in prepared.examples))
     cut = packing.cut(run, model, prepared.examples, prepared.micro)
     args = arguments(
         run, SFTConfig, prepared.steps, cut.micro_batch, packing=False, max_length=None, shuffle_dataset=False,

@@ -1,0 +1,177 @@
+"""`slmkit serve` as its clients see it: the openai SDK, lm-eval, curl; its answers are those of the model alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slmkit import demo
+from tests.support.cli import ROOT, Cli
+
+NOTES = [json.loads(line) for line in demo.path("test").read_text().splitlines()[:24]]
+
+
+class Server:
+    """A running server; `url` is the line that it printed."""
+
+    def __init__(self, *words: str, **env: str):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
+        command = [sys.executable, "-m", "slmkit", "serve", *words, "--port", "0"]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().strip()
+        self.client = openai.OpenAI(api_key="none", base_url=self.url or "http://none", max_retries=0)
+
+    def stop(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, err
+
+    def chat(self, text: str, **more):
+        return self.client.chat.completions.create(**{"model": "student", "messages": [{"role": "user", "content": text}], "temperature": 0} | more)
+
+
+@pytest.fixture(scope="module")
+def server():
+    one = Server("demo:teacher", "--name", "student", "--dtype", "fp32")
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[str]:
+    """What transformers' own generate writes for each note, one at a time."""
+    folder = demo.path("teacher")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = []
+    for row in NOTES:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": row["note"]}], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        found = model.generate(ids, max_new_tokens=80, do_sample=False)
+        out.append(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+    return out
+
+
+def test_answers_in_a_batch_are_those_of_the_model_alone(server, alone):
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda row: server.chat(row["note"], max_tokens=80), NOTES))
+    assert [one.choices[0].message.content for one in found] == alone
+    assert {one.choices[0].finish_reason for one in found} == {"stop"}
+    assert found[0].system_fingerprint and found[0].usage.completion_tokens > 20
+
+
+def test_a_stream_is_the_same_text_with_its_end_and_usage(server, alone):
+    more = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 1}
+    pieces = list(server.chat(NOTES[0]["note"], **more))
+    text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert text == alone[0] and len(pieces) > 10
+    assert [p.choices[0].finish_reason for p in pieces if p.choices][-1] == "stop" and pieces[-1].usage.total_tokens > 0
+    whole = server.chat(NOTES[0]["note"], logprobs=True, top_logprobs=1)
+    streamed = [t.logprob for p in pieces if p.choices and p.choices[0].logprobs for t in p.choices[0].logprobs.content]
+    assert streamed == pytest.approx([t.logprob for t in whole.choices[0].logprobs.content], abs=1e-4)
+
+
+def test_stops_lengths_seeds_and_several_answers(server, alone):
+    assert server.chat(NOTES[0]["note"], stop=['","carrier']).choices[0].message.content == alone[0].partition('","carrier')[0]
+    streamed = server.chat(NOTES[0]["note"], stop=['","carrier'], stream=True)
+    assert "".join(p.choices[0].delta.content or "" for p in streamed) == alone[0].partition('","carrier')[0]
+    cut = server.chat(NOTES[0]["note"], max_tokens=5).choices[0]
+    assert cut.finish_reason == "length" and alone[0].startswith(cut.message.content)
+    one, two = (server.chat("hello", temperature=1.5, seed=7, max_tokens=20, n=3) for _ in range(2))
+    texts = [c.message.content for c in one.choices]
+    assert texts == [c.message.content for c in two.choices] and len(set(texts)) > 1
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # neighbours in the batch change no draw
+        crowd = list(pool.map(lambda _: server.chat("hello", temperature=1.5, seed=7, max_tokens=20, n=3), range(4)))
+    assert all([c.message.content for c in found.choices] == texts for found in crowd)
+
+
+def test_prompt_logprobs_are_the_models_own(server):
+    """What lm-eval's likelihood needs: echo with logprobs."""
+    folder = demo.path("teacher")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = [tokenizer(row["note"])["input_ids"] for row in NOTES[:3]]
+    found = server.client.completions.create(model="student", prompt=ids, max_tokens=1, echo=True, logprobs=1, temperature=0)
+    for choice, one in zip(found.choices, ids, strict=True):
+        logs = torch.log_softmax(model(torch.tensor([one])).logits[0].detach(), -1)
+        expected = [float(logs[i - 1, one[i]]) for i in range(1, len(one))]
+        assert choice.logprobs.token_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[1 : len(one)] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("body", "status", "told"), [
+    ({"frequency_penalty": 1}, 400, "frequency_penalty"), ({"response_format": {"type": "json_object"}}, 400, "not constrained"),
+    ({"temperature": "hot"}, 400, "temperature"), ({"messages": []}, 400, "messages"), ({"model": "other"}, 404, "student"),
+    ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "context"), ({"max_tokens": 5000}, 400, "context"),
+    ({"nonsense": 1}, 400, "nonsense"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_refused(server, body, status, told):
+    request = {"model": "student", "messages": [{"role": "user", "content": "hi"}]} | body
+    with pytest.raises(urllib.error.HTTPError) as e:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/chat/completions", json.dumps(request).encode()))
+    said = json.loads(e.value.read())["error"]["message"]
+    assert e.value.code == status and told in said
+
+
+def test_lm_eval_scores_over_it_as_it_scores_the_model(server, tmp_path):
+    """local-chat-completions, on the demo's own task."""
+    command = [
+        sys.executable, "-m", "lm_eval", "run", "--model", "local-chat-completions", "--tasks", "notes",
+        "--include_path", str(demo.path("notes").parent),
+        "--model_args", f"model=student,base_url={server.url}/chat/completions,num_concurrent=8,max_retries=1", "--apply_chat_template",
+        "--limit", "16", "--output_path", str(tmp_path),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=demo.path("notes").parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(next(tmp_path.rglob("results*.json")).read_text())["results"]["notes"]
+    assert found["exact_match,none"] >= 0.8
+
+
+def test_health_models_and_a_gentle_stop():
+    one = Server("demo:student", "--api-key-env", "SERVE_KEY", SERVE_KEY="canary-55aa")
+    root = one.url.removesuffix("/v1")
+    assert json.loads(urllib.request.urlopen(f"{root}/health").read())["status"] == "ok"
+    with pytest.raises(openai.AuthenticationError):
+        one.client.models.list()
+    client = openai.OpenAI(api_key="canary-55aa", base_url=one.url, max_retries=0)
+    assert [m.id for m in client.models.list()] == ["demo:student"]
+    answers = []
+
+    def ask() -> None:
+        more = {"max_tokens": 400, "temperature": 2.0, "seed": 1, "stop": None}
+        answers.append(client.chat.completions.create(model="demo:student", messages=[{"role": "user", "content": "a"}], n=8, **more))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not json.loads(urllib.request.urlopen(f"{root}/health").read())["running"]:
+        time.sleep(0.01)
+    code, err = one.stop()
+    thread.join()
+    assert code == 0 and len(answers) == 1 and "canary" not in err and "Traceback" not in err
+
+
+def test_what_cannot_be_served_is_told(cli: Cli, server, tmp_path: Path):
+    cases = [
+        (("serve", "nowhere"), 2, "nowhere"), (("serve", "demo:train"), 2, "no model folder"),
+        (("serve", "demo:student", "--adapter", "x"), 2, "NAME=REF"),
+        (("serve", "demo:student", "--api-key-env", "NOT_SET"), 4, "NOT_SET"),
+        (("serve", "demo:student", "--port", server.url.rpartition(":")[2].removesuffix("/v1")), 4, "is in use"),
+        (("serve", "demo:student", "--adapter", "t=demo:teacher"), 2, "this is a model"),
+    ]  # fmt: skip
+    for words, code, told in cases:
+        done = cli(*words)
+        assert done.returncode == code and told in done.stderr and not done.stdout, (words, done.stderr)
