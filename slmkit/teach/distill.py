@@ -51,15 +51,20 @@ def run(ctx: Context, config: Any) -> Result:
 
 
 def _most(config: Any, prompts: Prompts | None) -> int:
-    """About how many answers it takes, for the progress bar: rounds and second trials are seen when they come."""
-    if config.generate is not None:
-        made = -(-config.generate.count // config.generate.per_request)
-        return made + (config.generate.count if config.filters.min_score is not None else 0)
-    made = prompts.count * config.n
+    """About how many answers it takes, for the progress bar: further rounds and second trials are seen when they come."""
+    first = -(-config.generate.count // config.generate.per_request) if config.generate else prompts.count * config.n
+    return first + verdicts(config, first)
+
+
+def verdicts(config: Any, first: int) -> int:
+    """The most verdicts that come after so many answers, each asked for once."""
     if config.preference is not None:
-        return made + prompts.count * config.preference.orders
-    judged = config.filters.min_score is not None and config.mode != "judge"
-    return made + ((prompts.count if config.majority else made) if judged else 0)
+        return first // config.n * config.preference.orders
+    if config.filters.min_score is None or config.mode == "judge":
+        return 0
+    if config.generate is not None:
+        return first * config.generate.per_request
+    return first // config.n if config.majority else first
 
 
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:

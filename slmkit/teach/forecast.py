@@ -27,7 +27,8 @@ RECENT = 200  # answers of the ledger that are looked at for their length and ra
 
 
 def calls(config: Any, execution: Any, inputs: dict[str, Any], ledgers: Path) -> dict[str, int | str]:
-    """Calls, answers known already, tokens, dollars, seconds of the first stage; {} where its inputs are not there yet."""
+    """Calls, answers known already, tokens, dollars, seconds of the first stage, and how many verdicts may come after it; {} where its inputs
+    are not there yet."""
     prompts = inputs.get("prompts") or ()
     if config.prompts is not None and (not prompts or any(p.path is None for p in prompts)):
         return {}
@@ -62,6 +63,8 @@ def _told(sample: list[Request], rest: int, book: Ledger | None, budget: Budget,
     told: dict[str, int | str] = {"calls": count}
     if known := round((len(sample) - len(new)) * scale):
         told["answers_known"] = known
+    if later := distill.verdicts(config, len(sample) + rest):
+        told["verdicts_at_most"] = later
     if not count:
         return told
     recent = list(islice(_recent(book), RECENT)) if book else []

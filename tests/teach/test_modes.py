@@ -189,6 +189,8 @@ def test_pairs_of_the_best_and_the_worst(school):
     one.steps["prefer"] = {"kind": "train", "model": "demo:student", "data": "$teach", "objective": "dpo"}
     found = one.run(mode="preference", prompts="prompts.jsonl", n=4, judge=RUBRIC, system="Be brief.", student_system="You answer.",
                     preference={"orders": 2})  # fmt: skip
+    planned = one.cli("plan", "r.yaml", "--json", "--set", "steps.teach.n=5")
+    assert {"calls": 6, "answers_known": 24, "verdicts_at_most": 12}.items() <= json.loads(planned.stdout)["steps"][0]["estimate"].items()
     rows = one.made()
     assert [row["prompt"][-1]["content"] for row in rows] == ["a question", "once more"] and found["dropped"] == {"verdict": 4}
     for row in rows:
