@@ -17,7 +17,6 @@ from slmkit.errors import SlmkitError
 from slmkit.teach import distill
 from slmkit.teach.budget import Budget, bytes_of
 from slmkit.teach.desk import Desk
-from slmkit.teach.job import Job
 from slmkit.teach.ledger import Ledger
 from slmkit.teach.prompts import Prompts
 from slmkit.teach.request import Request
@@ -28,7 +27,8 @@ RECENT = 200  # answers of the ledger that are looked at for their length and ra
 
 
 def calls(config: Any, execution: Any, inputs: dict[str, Any], ledgers: Path) -> dict[str, int | str]:
-    """Calls, answers known already, tokens, dollars, seconds of the first stage; {} where its inputs are not there yet."""
+    """Calls, answers known already, tokens, dollars, seconds of the first stage, and how many verdicts may come after it; {} where its inputs
+    are not there yet."""
     prompts = inputs.get("prompts") or ()
     if config.prompts is not None and (not prompts or any(p.path is None for p in prompts)):
         return {}
@@ -43,10 +43,9 @@ def _calls(config: Any, execution: Any, inputs: dict[str, Any], ledgers: Path, p
     book = Ledger(file, read_only=True) if file.is_file() else None
     try:
         desk = Desk(book, distill.budget_of(config, execution))
-        template = distill.template_of(config, inputs.get("template"))
-        job = Job(config, model, prompts, template, desk, getattr(config.teacher, "limit_key", "max_tokens"))
+        job = distill.job_of(config, inputs, model, prompts, desk, [], None)
         mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
-        requests = mode.stages(job)[0]()
+        requests = next(iter(mode.stages(job)))()
         sample = list({r.key: r for r in islice(requests, SAMPLE)}.values())
         rest = sum(1 for _ in requests) if len(sample) >= SAMPLE else 0
         return _told(sample, rest, book, desk.budget, config)
@@ -64,6 +63,8 @@ def _told(sample: list[Request], rest: int, book: Ledger | None, budget: Budget,
     told: dict[str, int | str] = {"calls": count}
     if known := round((len(sample) - len(new)) * scale):
         told["answers_known"] = known
+    if later := distill.verdicts(config, len(sample) + rest):
+        told["verdicts_at_most"] = later
     if not count:
         return told
     recent = list(islice(_recent(book), RECENT)) if book else []
