@@ -97,7 +97,7 @@ def test_shipped_recipes_plan(cli: Cli) -> None:
     for path in found:
         text = path.read_text().splitlines()
         assert text[0].startswith("# yaml-language-server: $schema=") and text[2].startswith("# ")
-        done = cli("plan", path, "--locked", "--json")
+        done = cli("plan", path, "--locked", "--json", OPENAI_API_KEY="none")
         assert done.returncode == 0, done.stderr
         steps = json.loads(done.stdout)["steps"]
         assert {s["action"] for s in steps} == {"build"}
