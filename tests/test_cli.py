@@ -88,6 +88,9 @@ def test_a_wrong_command_line_is_two(cli: Cli, words: list[str]) -> None:
 def test_shipped_recipes_plan(cli: Cli) -> None:
     place = cli.folder / "recipes"
     shutil.copytree(ROOT / "recipes", place, symlinks=False)
+    (place / "data/gsm8k").mkdir(parents=True)
+    for name in ("train.jsonl", "test.jsonl"):
+        (place / "data/gsm8k" / name).write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     bank = place / "data/banking77"
     bank.mkdir(parents=True)
     for name in ("train.csv", "test.csv"):

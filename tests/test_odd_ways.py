@@ -72,10 +72,10 @@ def test_gc_leaves_what_a_run_is_using(toy: Cli) -> None:
 
 
 def test_init_overwrites_nothing(cli: Cli) -> None:
-    cli.write("p/data/train.jsonl", "mine\n")
+    cli.write("p/data/prompts.jsonl", "mine\n")
     done = cli("init", "p")
-    assert done.returncode == 2 and "train.jsonl" in done.stderr
-    assert (cli.folder / "p/data/train.jsonl").read_text() == "mine\n" and not (cli.folder / "p/recipe.yaml").exists()
+    assert done.returncode == 2 and "prompts.jsonl" in done.stderr
+    assert (cli.folder / "p/data/prompts.jsonl").read_text() == "mine\n" and not (cli.folder / "p/recipe.yaml").exists()
     cli.write("afile", "x")
     for words in (["init", "afile"], ["init", "afile/x"], ["quickstart", "--out", "afile"]):
         assert cli(*words).returncode == 2

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from slmkit.errors import Problem, RecipeError, StepFailed
 from slmkit.ml.lora import decoder
@@ -89,11 +91,12 @@ def frozen_output(model: torch.nn.Module) -> Output | None:
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, torch.nn.Linear) or weight.requires_grad or not weight.is_floating_point():
         return None
-    shift = torch.zeros(len(weight), device=weight.device) if layer.bias is None else layer.bias.detach().float()
+    weight = _whole(weight)
+    shift = torch.zeros(len(weight), device=weight.device) if layer.bias is None else _whole(layer.bias).float()
     gain, offset = _last_norm(base, weight.shape[1])
     if offset is not None:
-        shift = shift + weight.detach().float() @ offset
-    return Output(weight.detach(), gain, shift)
+        shift = shift + weight.float() @ offset
+    return Output(weight, gain, shift)
 
 
 @torch.no_grad()
@@ -109,8 +112,14 @@ def _last_norm(base: torch.nn.Module, width: int) -> tuple[torch.Tensor | None, 
         return None, None
     probe = torch.ones(width, dtype=weight.dtype, device=weight.device)
     probe[1::2] = -1  # of mean 0 and mean square 1: every norm leaves it as it is, and its own parameters are what is seen
-    plus, minus = (after[-1](x[None])[0].float() for x in (probe, -probe))
+    own = {name: _whole(p) for name, p in after[-1].named_parameters()}
+    plus, minus = (functional_call(after[-1], own, (x[None],))[0].float() for x in (probe, -probe))
     return (plus - minus).abs() / 2, (plus + minus) / 2
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as one tensor, also where processes share it (all of them must ask)."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight.detach()
 
 
 @torch.no_grad()
