@@ -1,6 +1,7 @@
 """The thread that owns the model: takes what waits, as one batch, and tells each request of its tokens as they are written.
 
-Requests that come while a batch is being written wait for the next one. Those for one adapter are taken together.
+Requests that come while a batch is being written wait for the next one. Clients whose answers came together ask again together, so
+a batch is not begun while requests keep coming in: else two halves would take turns. Those for one adapter are taken together.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+LINGER, LONGEST_LINGER = 0.01, 0.2  # seconds without a new request after which a batch begins; and in all
 
 
 @dataclass
@@ -54,9 +58,10 @@ class Bench:
             if one is None:
                 return None
             self.left.append(one)
-        while True:
+        until = time.monotonic() + LONGEST_LINGER
+        while time.monotonic() < until and sum(len(job.asks) for job in self.left) < self.most:
             try:
-                one = self.waiting.get_nowait()
+                one = self.waiting.get(timeout=LINGER)
             except queue.Empty:
                 break
             if one is None:
