@@ -171,6 +171,13 @@ def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact], we
     return replace(plain, base=base, files=planned.files)
 
 
+def seen(planned: Planned) -> Given:
+    """A planned input as a step would get it, as far as it is here already: for looking, not for work."""
+    columns = Columns(path=planned.uri, **planned.columns) if planned.columns else None
+    path = planned.path if not planned.step else None
+    return Given(planned.role, planned.name, planned.type, planned.uri, path, planned.digest, planned.revision, columns=columns, files=planned.files)
+
+
 def by_role(kind: Kind, ready: list[Given]) -> dict[str, Given | tuple[Given, ...] | None]:
     """Inputs as a step receives them: a tuple where the kind takes many, None for what was left out."""
     takes = kind.module.TAKES

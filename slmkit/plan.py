@@ -144,8 +144,8 @@ class _Planner:
             raise RecipeError([mark.problem(f"{name}: {e}")]) from None
         row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
-        estimate = kind.hook("estimate")
-        row = replace(row, action=action, why=why, estimate=_named(name, estimate(config, execution, self._sizes(planned))) if estimate else {})
+        row = replace(row, action=action, why=why)
+        row = replace(row, estimate=self._estimate(row))
         self.rows[name] = row
         return row
 
@@ -171,6 +171,14 @@ class _Planner:
             return "resume", ("an earlier attempt left its state", *(() if why == ("never built",) else why))
         return ("build" if why == ("never built",) else "stale"), why
 
+    def _estimate(self, row: Row) -> dict:
+        """What the step will take, by the kind's own hooks; of a teacher, less what the store's ledgers hold."""
+        estimate, forecast = row.kind.hook("estimate"), row.kind.hook("forecast")
+        said = _named(row.name, estimate(row.config, row.execution, self._sizes(row.inputs))) if estimate else {}
+        if forecast is None or row.action in ("cached", "blocked"):
+            return said
+        return said | forecast(row.config, row.execution, inputs.by_role(row.kind, [inputs.seen(i) for i in row.inputs]), self.store.ledgers)
+
     def _sizes(self, planned: tuple[Planned, ...]) -> dict[str, tuple[Size, ...]]:
         """What is known of each role's inputs; of a step not built yet, the weights that it will start from."""
         out: dict[str, tuple[Size, ...]] = {}
@@ -182,6 +190,9 @@ class _Planner:
         if one.step:
             made = self.rows[one.step]
             place = self.store.place(made.kind.name, made.fingerprint)
+            if made.gives == "dataset":
+                rows = place / "train.jsonl"
+                return Size(bytes=rows.stat().st_size, path=rows) if rows.is_file() else Size()
             if place.is_dir() and made.gives != "adapter":
                 return weights(place)
             below = next((i for i in made.inputs if i.type in ("model", "adapter")), None)

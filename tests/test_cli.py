@@ -93,11 +93,11 @@ def test_shipped_recipes_plan(cli: Cli) -> None:
     for name in ("train.csv", "test.csv"):
         (bank / name).write_text("text,category\nWhere is my card?,card_arrival\n")
     found = sorted(place.glob("*.yaml"))
-    assert {p.name for p in found} == {"quickstart.yaml", "banking77.yaml", "hub-qlora.yaml"}
+    assert {p.name for p in found} == {"quickstart.yaml", "banking77.yaml", "hub-qlora.yaml", "gsm8k.yaml", "distill-support.yaml"}
     for path in found:
         text = path.read_text().splitlines()
         assert text[0].startswith("# yaml-language-server: $schema=") and text[2].startswith("# ")
-        done = cli("plan", path, "--locked", "--json")
+        done = cli("plan", path, "--locked", "--json", OPENAI_API_KEY="none")
         assert done.returncode == 0, done.stderr
         steps = json.loads(done.stdout)["steps"]
         assert {s["action"] for s in steps} == {"build"}

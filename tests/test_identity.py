@@ -36,6 +36,7 @@ BASE = {
                 "regex": "a", "verify": "exact", "min_score": 1.0, "duplicates": True, "near_duplicates": 0.8, "leaks": True, "personal": True,
                 "refusals": True,
             }, "min_kept": 1, "validation": 0.1, "on_bad_row": "error", "terms": "a", "budget": {"usd": 1.0}, "prices": {"input": 1, "output": 1},
+            "judge": {"rubric": "r"}, "judge_template": "ask.jinja",
             "execution": {"device": "cpu"},
         },
         "sft": {
@@ -73,6 +74,7 @@ OTHER = {  # another valid value for every field
         "filters.duplicates": False, "filters.near_duplicates": 0.9, "filters.leaks": False, "filters.personal": False,
         "filters.refusals": False, "min_kept": 2, "validation": 0.2, "on_bad_row": "skip", "terms": "b", "teacher.model": "u",
         "teacher.base_url": "http://other/v1", "teacher.extra": {"reasoning_effort": "low"},
+        "judge.rubric": "s", "judge.scale": [0, 10], "judge.temperature": 0.5, "judge.max_tokens": 9,
         "how.budget": {"tokens": 5}, "how.prices": {"input": 2, "output": 1}, "how.teacher.api_key_env": "KEY",
         "how.teacher.limit_key": "max_completion_tokens",
         "execution.concurrency": 2, "execution.timeout": 5.0, "execution.retries": 1, "execution.patience": 9.0,
@@ -101,6 +103,7 @@ OTHER = {  # another valid value for every field
               "execution.batch_size": 2, "execution.device": "cuda"},
 }
 BLOCKS = {"objective", "dpo", "kto", "grpo"}  # tried by test_each_objective_and_its_settings_move_it
+MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +171,9 @@ def test_the_ways_to_name_data_are_told_apart(folder: Path) -> None:
 def test_every_field_is_tried() -> None:
     for step, body in BASE["steps"].items():
         kind = _registry.load(body["kind"])
-        fields = set(kind.module.Config.model_fields) - set(kind.takes) - BLOCKS
+        fields = set(kind.module.Config.model_fields) - set(kind.takes) - BLOCKS - MODE_FIELDS
         tried = {p.removeprefix("how.").partition(".")[0] for p in OTHER[step]}
-        assert fields <= tried | {"lora", "mode"}, f"{step}: {fields - tried}"
+        assert fields <= tried | {"lora"}, f"{step}: {fields - tried}"
         execution = {p.partition(".")[2] for p in OTHER[step] if p.startswith("execution.")}
         assert set(kind.module.Execution.model_fields) == execution
 
@@ -201,6 +204,41 @@ def test_each_objective_and_its_settings_move_it(folder: Path, tmp_path: Path) -
     (place / "rewards.py").write_text("def score(prompt, answer, reference):\n    return 2\n")
     after = [prints(place, body)["train"] for body in bodies]
     assert [a != b for a, b in zip(found, after, strict=True)] == ["reward_code" in b["steps"]["train"] for b in bodies]
+
+
+GENERATE = {"description": "d", "count": 3}
+JUDGED = {"judge": {"rubric": "r"}}
+MODES = [
+    {}, *({"mode": "generate", "generate": GENERATE | more} for more in (
+        {}, {"description": "e"}, {"count": 4}, {"topics": ["a"]}, {"topics": ["b"]}, {"difficulties": ["a"]}, {"examples": 1}, {"per_request": 2},
+        {"novelty": 0.5}, {"rounds": 2},
+    )),
+    *({"mode": "rationale", "rationale": more} for more in (
+        {}, {"source": "reasoning"}, {"marker": "So:"}, {"rows": "apart"}, {"rows": "thinking"}, {"prefix": "p"}, {"answer_prefix": "p"},
+    )),
+    *({"mode": "rewrite", "rewrite": more} for more in ({}, {"what": "prompt"}, {"instruction": "i"}, {"keep": True})),
+    {"mode": "judge", **JUDGED}, *({"mode": "preference", "n": 2, "preference": more, **JUDGED} for more in ({}, {"margin": 2.0}, {"orders": 2})),
+    {"mode": "tools"}, {"mode": "tools", "tool_choice": "required"}, {"mode": "tools", "tools": "tools.json"},
+]  # fmt: skip
+
+
+def test_each_mode_and_its_settings_move_it(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(folder, place)
+    (place / "tools.json").write_text("[]")
+    step = {"teacher": {"model": "t"}, "prompts": "rows.jsonl", "template": "ask.jinja"}
+    bodies = [{"recipe": "r", "steps": {"distill": step | more}} for more in MODES]
+    found = [prints(place, body)["distill"] for body in bodies]
+    assert len(set(found)) == len(found)
+    config = load_one(place, bodies[1])
+    written = copy.deepcopy(bodies[1])
+    written["steps"]["distill"]["generate"] = config.model_dump(mode="json")["generate"]
+    assert prints(place, written)["distill"] == found[1]
+    (place / "ask.jinja").write_text("{{ prompt }}!")
+    after = [prints(place, body)["distill"] for body in bodies]
+    assert not set(after) & set(found), "a template is what it holds"
+    (place / "tools.json").write_text("[{}]")
+    assert [a != b["distill"] for a, b in zip(after, (prints(place, body) for body in bodies), strict=True)] == ["tools" in m for m in MODES]
 
 
 def test_text_order_and_places_do_not_move_it(folder: Path, tmp_path: Path) -> None:

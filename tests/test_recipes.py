@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).with_name("golden") / "fingerprints.json"
 
 def now(tmp_path: Path) -> dict[str, dict[str, str]]:
     found = {}
-    for name in ("quickstart", "hub-qlora"):
+    for name in ("quickstart", "hub-qlora", "distill-support"):
         recipe = load(ROOT / f"recipes/{name}.yaml")
         rows = make(recipe, Store(tmp_path / "store"), Lock(recipe.lock_path, frozen=True)).rows
         found[name] = {row.name: row.fingerprint for row in rows}

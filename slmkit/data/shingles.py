@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 PIECE = 5  # characters: words in other order, one word more or less, and typing errors leave most pieces as they were
 PERMUTATIONS, BANDS = 128, 16  # 8 rows a band: two texts of likeness 0.8 meet with probability 0.95, of 0.5 with 0.06
+MORE_BANDS = ((0.8, BANDS), (0.55, 32), (0.0, 64))  # from this threshold on; 4 rows: 0.6 meet with 0.99; 2 rows: 0.3 meet with 0.998
 LONGEST = 4000  # characters of a text that are looked at; beyond it, only the time would grow
 SHORTEST = 20  # below it, likeness is chance
 
@@ -33,7 +34,8 @@ class Index:
         from rensa import RMinHashLSH
 
         self.threshold = threshold
-        self.index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)
+        bands = next(count for least, count in MORE_BANDS if threshold >= least)
+        self.index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=bands)
 
     def mark(self, of: list[str]):
         """The signature of a list of pieces."""

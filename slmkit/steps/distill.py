@@ -11,19 +11,22 @@ arrives: a killed run goes on, one more prompt costs one more call, and nothing 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slmkit.steps import _tasks
+from slmkit.steps import _modes, _tasks
 from slmkit.steps._fields import DataRefs, Device, Ref, Seed
-from slmkit.steps._step import Context, How, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._modes import Generate, Judge, Mode, Preference, Rationale, Rewrite
+from slmkit.steps._step import Born, Context, How, Part, Result, StepConfig, StepExecution, Takes
 from slmkit.steps._teacher import Budget, Prices, Teacher, TeacherRef
 
 VERSION = 1
 TAKES = {
     "prompts": Takes("dataset", many=True, lone=True, optional=True), "teacher": Takes("model", "adapter", optional=True),
     "template": Takes("template", optional=True), "verify_code": Takes("code", optional=True),
+    "judge_template": Takes("template", optional=True), "tools": Takes("tools", optional=True),
     "tasks": Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files),  # is a question of theirs among the rows?
     "held_out": Takes("dataset", many=True, optional=True, witness=True, of="validation"),
 }  # fmt: skip
@@ -38,7 +41,8 @@ class Filters(Part):
     verify: Literal["exact", "numeric", "python"] | None = None
     """exact, numeric: against the row's own answer. python: the function `verify` of `verify_code`."""
     min_score: float | None = None
-    """The least score from the judge that a row may have; for modes that have one."""
+    """The least score from the judge that a row may have. In modes that judge nothing themselves, the teacher then judges the answers that
+    the filters before let through, by `judge.rubric`; in mode preference it is the score of the chosen one."""
     duplicates: bool = True
     """Drop rows that are there already, to the letter."""
     near_duplicates: Annotated[float, Field(gt=0.3, lt=1)] | None = None
@@ -46,7 +50,7 @@ class Filters(Part):
     leaks: bool = True
     """Drop questions of the recipe's evaluation tasks and validation data."""
     personal: bool = False
-    """Drop rows with likely personal data."""
+    """Drop rows with likely personal data: addresses, numbers of phones, cards and accounts, keys."""
     refusals: bool = True
     """Drop answers such as `I'm sorry, but I can't`."""
 
@@ -61,14 +65,32 @@ class Filters(Part):
 
 
 class Config(StepConfig):
-    mode: Literal["answer"] = "answer"
-    """answer: the teacher answers each prompt."""
+    mode: Mode = "answer"
+    """answer: the teacher answers each prompt. generate: it writes new prompts and answers. rationale: it answers with its reasoning.
+    rewrite: it improves answers, or rephrases prompts. judge: it scores rows by a rubric. preference: it compares its own answers, into
+    pairs for dpo. tools: it answers with calls of functions."""
     teacher: TeacherRef
     """Who answers: `{model: gpt-5-mini, api_key_env: OPENAI_API_KEY}`, or a model that is run here, such as `demo:teacher`."""
     prompts: DataRefs | None = None
-    """What is asked: rows with `prompt`, `messages`, `instruction` or `text`, in any usual file; a mapping can name the column."""
+    """What is asked: rows with `prompt`, `messages`, `instruction` or `text`, in any usual file; a mapping can name the column. Modes rewrite
+    and judge want rows with an answer of their own. For mode generate: examples to begin from, which may be left out."""
+    generate: Annotated[Generate | None, Born(None)] = None
+    """Settings of mode generate; description and count must be given."""
+    rationale: Annotated[Rationale | None, Born(None)] = None
+    """Settings of mode rationale."""
+    rewrite: Annotated[Rewrite | None, Born(None)] = None
+    """Settings of mode rewrite."""
+    preference: Annotated[Preference | None, Born(None)] = None
+    """Settings of mode preference."""
     template: Ref | None = None
-    """A Jinja file that says what the teacher is sent for a prompt. The student still sees the bare prompt."""
+    """A Jinja file that says what the teacher is sent for a prompt (see docs/distill.md), in place of the mode's own. The student still sees
+    the bare prompt."""
+    judge_template: Ref | None = None
+    """A Jinja file that says what the teacher is sent to judge, where answers are judged after they were made. In mode judge it is `template`."""
+    tools: Ref | None = None
+    """A JSON file with the functions on offer, as OpenAI writes them, for mode tools; a row's own `tools` go before it."""
+    tool_choice: Annotated[Literal["auto", "required"], Born("auto")] = "auto"
+    """Mode tools: auto keeps answers in words too; required asks the endpoint for calls, and drops other answers."""
     system: str | None = None
     """System message for the teacher: the instructions that the student is to learn by heart."""
     student_system: str | None = None
@@ -88,9 +110,11 @@ class Config(StepConfig):
     json_schema: dict[str, Any] | None = None
     """The JSON Schema that each answer must satisfy."""
     structured: bool = True
-    """Have the endpoint enforce `json_schema` too (response_format)."""
+    """Have the endpoint enforce `json_schema` too (response_format), where the reply is the answer and nothing else. Models run here cannot."""
     filters: Filters = Filters()
     """Which answers become rows."""
+    judge: Annotated[Judge | None, Born(None)] = None
+    """`{rubric: …}`, for modes judge and preference, and for `filters.min_score`."""
     verify_code: Ref | None = None
     """A Python file with `verify(messages, answer, reference) -> bool`, for `filters: {verify: python}`."""
     min_kept: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = 1
@@ -108,9 +132,59 @@ class Config(StepConfig):
 
     @field_validator("prompts")
     @classmethod
-    def _prompts(cls, value: Any) -> Any:
-        if value is None:
+    def _prompts(cls, value: Any, info: Any) -> Any:
+        if value is None and info.data.get("mode") not in ("generate", None):
             raise ValueError("`prompts` is missing: the file of what is asked")
+        return value
+
+    @field_validator(*_modes.BLOCKS, mode="before")
+    @classmethod
+    def _block(cls, value: Any, info: Any) -> Any:
+        return _modes.check_block(info.data.get("mode"), info.field_name, value)
+
+    @field_validator("n", "majority", "json_schema", "judge_template")
+    @classmethod
+    def _read(cls, value: Any, info: Any) -> Any:
+        return _modes.check_read(info.data.get("mode"), info.field_name, value, cls.model_fields[info.field_name].default)
+
+    @field_validator("n")
+    @classmethod
+    def _enough(cls, value: int, info: Any) -> int:
+        if info.data.get("mode") == "preference" and value < 2:
+            raise ValueError("mode preference needs several answers to compare: set `n`, such as `n: 4`")
+        return value
+
+    @field_validator("tools", "tool_choice")
+    @classmethod
+    def _calls(cls, value: Any, info: Any) -> Any:
+        if info.data.get("mode") not in ("tools", None) and value not in (None, "auto"):
+            raise ValueError(f"`{info.field_name}` is read by mode tools only; remove it, or write `mode: tools`")
+        return value
+
+    @field_validator("filters")
+    @classmethod
+    def _compared(cls, value: Filters, info: Any) -> Filters:
+        mode = info.data.get("mode")
+        if value.verify in ("exact", "numeric") and mode in ("generate", "judge"):
+            what = "new rows have no other answer" if mode == "generate" else "the answer that is judged is the row's own"
+            raise ValueError(f"`verify: {value.verify}` compares with the row's own answer, and in mode {mode} {what}; use `python`, or remove it")
+        return value
+
+    @field_validator("judge")
+    @classmethod
+    def _judged(cls, value: Judge | None, info: Any) -> Judge | None:
+        mode, filters = info.data.get("mode"), info.data.get("filters")
+        if mode is None or filters is None:
+            return value
+        wanted = mode in ("judge", "preference") or filters.min_score is not None
+        if value is None and wanted:
+            raise ValueError(f"{f'mode {mode}' if mode in ('judge', 'preference') else '`filters.min_score`'} needs `judge: {{rubric: …}}`")
+        if value is not None and not wanted:
+            raise ValueError(f"`judge` is not read by mode {mode}; set `filters.min_score`, or remove it")
+        if value is None and info.data.get("judge_template") is not None:
+            raise ValueError("`judge_template` is read where answers are judged: set `filters.min_score`, or remove it")
+        if value and filters.min_score is not None and not value.scale[0] <= filters.min_score <= value.scale[1]:
+            raise ValueError(f"`filters.min_score` is {filters.min_score:g}, and the judge's scale goes from {value.scale[0]} to {value.scale[1]}")
         return value
 
     @field_validator("majority")
@@ -197,6 +271,13 @@ def blocked(config: Config, execution: Execution) -> str | None:
     if name and not os.environ.get(name):
         return f"the environment variable {name} is not set (the teacher's key)"
     return None
+
+
+def forecast(config: Config, execution: Execution, inputs: dict, ledgers: Path) -> dict[str, int | str]:
+    """Calls, tokens and money that are still to be spent, for `plan`."""
+    from slmkit.teach import forecast
+
+    return forecast.calls(config, execution, inputs, ledgers)
 
 
 def run(ctx: Context, config: Config) -> Result:

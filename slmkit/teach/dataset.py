@@ -1,7 +1,7 @@
 """The answers in the ledger into a dataset: rows through the filters, in the order of the prompts, written as they go by.
 
-train.jsonl (and validation.jsonl) hold `messages`, as `datasets.load_dataset(FOLDER)` and every trainer read them; dropped.jsonl
-holds what was left out, and why.
+train.jsonl (and validation.jsonl) hold `messages` or preference pairs, as `datasets.load_dataset(FOLDER)` and every trainer read them; a mode may
+put rows into a split of its own beside them; dropped.jsonl holds what was left out, and why.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TRAIN, VALIDATION, DROPPED = "train.jsonl", "validation.jsonl", "dropped.jsonl"
 
 @dataclass
 class Written:
-    """Counts of what was written."""
+    """Counts of what was written. also: rows that went with others (reasoning beside answers), by split."""
 
     rows: int = 0
     held_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    scores: Counter[float] = field(default_factory=Counter)
+    also: Counter[str] = field(default_factory=Counter)
 
     @property
     def made(self) -> int:
@@ -38,8 +38,7 @@ class Written:
 def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | None, seed: int, tick=lambda n: None) -> Written:
     """Write the files into `folder`. share: of the questions that are held out, drawn by their text, so that one question lies on one side."""
     written = Written()
-    names = [TRAIN, DROPPED, *([VALIDATION] if share else [])]
-    files = {name: (folder / name).open("w", encoding="utf-8") for name in names}
+    files = {name: (folder / name).open("w", encoding="utf-8") for name in [TRAIN, DROPPED, *([VALIDATION] if share else [])]}
     try:
         for made in rows:
             fault = filters.why(made)
@@ -50,6 +49,12 @@ def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | N
             held = bool(share) and _draw(made.question, seed) < share
             written.held_out, written.rows = written.held_out + held, written.rows + (not held)
             _line(files[VALIDATION if held else TRAIN], made.row)
+            for split, row in made.also:
+                name = VALIDATION if held else f"{split}.jsonl"
+                if name not in files:
+                    files[name] = (folder / name).open("w", encoding="utf-8")
+                written.also["validation" if held else split] += 1
+                _line(files[name], row)
             tick(written.rows + written.held_out)
     finally:
         for file in files.values():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
 from slmkit.steps._step import Context, Given, Result
-from slmkit.teach import batches, calls, dataset, filters, hosted, ledger, templates, verify
+from slmkit.teach import batches, calls, dataset, filters, hosted, ledger, templates, toolcalls, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
@@ -21,48 +23,72 @@ from slmkit.teach.job import Job
 from slmkit.teach.prompts import Prompt, Prompts
 from slmkit.teach.request import Request
 
-MODES_WITH_TEMPLATE = ("generate", "rationale", "rewrite", "judge", "preference")
+OWN_TEMPLATE = ("generate", "rationale", "rewrite", "judge")
+"""Modes whose prompts need words around them; to the others messages go as they are."""
 
 
 def run(ctx: Context, config: Any) -> Result:
     """See slmkit.steps.distill."""
     prompts = Prompts(ctx.inputs["prompts"], config.on_bad_row == "skip").check() if ctx.inputs.get("prompts") else None
-    checks = filters.build(config, _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code")))
+    exams, check = _exams(ctx, config), verify.of(config, ctx.inputs.get("verify_code"))
+    mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
     desk, model, book = open_desk(ctx, config)
     try:
-        template = _template(ctx, config)
-        job = Job(config, model, prompts, template, desk, getattr(config.teacher, "limit_key", "max_tokens"))
-        mode = importlib.import_module(f"slmkit.teach.modes.{config.mode}")
+        job = job_of(config, ctx.inputs, model, prompts, desk, exams, check)
         started = time.monotonic()
         for stage in mode.stages(job):
-            _carry(ctx, config, desk, stage, prompts.count * config.n if prompts else None)
+            _carry(ctx, config, desk, stage, _most(config, prompts))
         book.sync()
         seconds = time.monotonic() - started
-        written = dataset.write(ctx.out, mode.made(job), checks, config.validation, config.seed or 0)
+        written = dataset.write(ctx.out, mode.made(job), job.fresh(None), config.validation, config.seed or 0)
         _told(ctx, desk, written)
         dataset.enough(written, config.min_kept)
         values = _values(desk, written, prompts, seconds)
         cost = {k: values[k] for k in ("tokens", "usd") if k in values}
-        return Result(values, card(ctx, config, model, template, values, written), cost, "none", config.seed)
+        return Result(values, card(ctx, config, model, (job.template, job.judge_template), mode.ROWS, values, written), cost, "none", config.seed)
     finally:
         book.close()
 
 
+def _most(config: Any, prompts: Prompts | None) -> int:
+    """About how many answers it takes, for the progress bar: further rounds and second trials are seen when they come."""
+    first = -(-config.generate.count // config.generate.per_request) if config.generate else prompts.count * config.n
+    return first + verdicts(config, first)
+
+
+def verdicts(config: Any, first: int) -> int:
+    """The most verdicts that come after so many answers, each asked for once."""
+    if config.preference is not None:
+        return first // config.n * config.preference.orders
+    if config.filters.min_score is None or config.mode == "judge":
+        return 0
+    if config.generate is not None:
+        return first * config.generate.per_request
+    return first // config.n if config.majority else first
+
+
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
-    local = ctx.inputs.get("teacher")
-    model = name_of(local) if local else config.teacher.model
-    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
     account = ctx.state / "account"
     if not account.exists():
         account.write_text(secrets.token_hex(8))
-    book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
-    said = config.budget
+    book = ledger.Ledger(file, account.read_text())
+    return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
+
+
+def book_of(config: Any, local: Given | None, ledgers: Path) -> tuple[str, Path]:
+    """(the model's name for requests, the ledger's file) of a teacher."""
+    model = name_of(local) if local else config.teacher.model
+    who = f"local {model}" if local else ledger.identity(config.teacher.base_url, model)
+    return model, ledger.file_of(ledgers, who)
+
+
+def budget_of(config: Any, execution: Any, before: list[dict] = ()) -> Budget:
+    said, paid = config.budget, config.prices
     limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
-    paid = config.prices
-    share = paid.batch if paid and ctx.execution.transport == "batch" else 1.0
-    prices = Prices(paid.input, paid.output, paid.cached, share) if paid else None
-    return Desk(book, Budget(limits, prices, book.spent)), model, book
+    share = paid.batch if paid and execution.transport == "batch" else 1.0
+    return Budget(limits, Prices(paid.input, paid.output, paid.cached, share) if paid else None, before)
 
 
 def name_of(local: Given) -> str:
@@ -70,12 +96,13 @@ def name_of(local: Given) -> str:
     return f"{local.name}@{(local.digest or local.revision)[:12]}"
 
 
-def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> None:
+def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
     started = time.monotonic()
     before = desk.kept
 
     def told(kept: int, tokens: int) -> None:
-        ctx.progress(desk.hits + kept, total, "answers", **{"per_second": (kept - before) / max(1e-9, time.monotonic() - started)})
+        speed = (kept - before) / max(1e-9, time.monotonic() - started)
+        ctx.progress(desk.hits + kept, max(total, desk.hits + kept), "answers", per_second=speed)
 
     desk.told = told
     requests: Iterator[Request] = stage()
@@ -98,11 +125,23 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int | None) -> N
     calls.carry(desk, requests, route, manners)
 
 
-def _template(ctx: Context, config: Any) -> templates.Template | None:
-    given = ctx.inputs.get("template")
-    if given is None and config.mode not in MODES_WITH_TEMPLATE:
-        return None
-    return templates.load(config.mode, given.path if given else None)
+def job_of(
+    config: Any, inputs: dict[str, Any], model: str, prompts: Prompts | None, desk: Desk, exams: list[leaks.Exam], check: Callable | None
+) -> Job:  # fmt: skip
+    """What the mode works with. exams, check: for the filters."""
+    asked, judging = templates_of(config, inputs)
+    tools = toolcalls.offered(inputs["tools"].path) if inputs.get("tools") else ()
+    fresh = functools.partial(filters.build, config, exams, check)
+    return Job(config, model, prompts, asked, desk, getattr(config.teacher, "limit_key", "max_tokens"), judging, tools, fresh)
+
+
+def templates_of(config: Any, inputs: dict[str, Any]) -> tuple[templates.Template | None, templates.Template | None]:
+    """(what the teacher is sent, what it is sent to judge answers with), None where there is nothing of the kind."""
+    given, judge = inputs.get("template"), inputs.get("judge_template")
+    own = config.mode in OWN_TEMPLATE and not (config.rationale and config.rationale.source == "reasoning")
+    asked = templates.load(config.mode, given.path if given else None) if given or own else None
+    name = "rank" if config.mode == "preference" else "judge" if config.filters.min_score is not None and config.mode != "judge" else None
+    return asked, templates.load(name, judge.path if judge else None) if name else None
 
 
 def _exams(ctx: Context, config: Any) -> list[leaks.Exam]:
@@ -134,7 +173,8 @@ def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
 def _values(desk: Desk, written: dataset.Written, prompts: Prompts | None, seconds: float) -> dict:
     spent = desk.budget.spent
     values = {
-        "rows": written.rows, "validation_rows": written.held_out, "dropped": dict(filters.ordered(written.dropped)),
+        "rows": written.rows, "validation_rows": written.held_out, "rows_beside": dict(written.also) or None,
+        "dropped": dict(filters.ordered(written.dropped)),
         "requests": desk.hits + desk.kept + len(desk.gave_up), "from_ledger": desk.hits, "answered": desk.kept,
         "observed": dict(desk.observed.most_common(8)), "failures": dict(desk.failures.most_common(8)),
         "tokens": spent.tokens, "lost_requests": spent.lost_requests, "answers_per_second": round(desk.kept / seconds, 2) if desk.kept else None,

@@ -1,8 +1,10 @@
 """What an answer must be to become a row, in a fixed order; each filter counts, and each row it drops is kept with the reason.
 
-    finished → not empty → JSON Schema → regex → verifier → majority → judge's score → duplicates → leaks → personal data → refusals
+    answered → finished → not empty → readable → JSON Schema → regex → verifier → majority → novelty → verdict → judge's score
+    → duplicates → near-duplicates → leaks → personal data → refusals → surplus
 
-A row is dropped by the first that says no.
+A row is dropped by the first that says no. What only a mode can say (readable: is the reply what was asked for; majority; novelty; verdict: did
+the judge's reply rank the answers) it says itself, and it is counted in its place.
 """
 
 from __future__ import annotations
@@ -18,14 +20,23 @@ from slmkit.data import leaks, personal, shingles, sides
 from slmkit.data.rows import Row
 from slmkit.teach.job import Made
 
+UNABLE = r"(?:can(?:no|['’])?t|could(?: not|n['’]t)|(?:am|['’]?m) (?:not able|unable)|won['’]?t|will not|must decline|have to decline)"
+DEED = (
+    r"(?:to )?(?:help|assist|comply|fulfil|answer|do (?:that|this|so)|provide|discuss|generate|create|write|share|continue|engage|respond|"
+    r"offer|give)"
+)
 REFUSAL = re.compile(
-    r"\A\W*(?:i['’]?m (?:very |so )?sorry\b|sorry,? (?:but )?i\b|i (?:can(?:no|['’])?t|am (?:not able|unable)|won['’]?t)\b|"
-    r"i['’]?m (?:not able|unable) to\b|as an ai(?: language model)?\b|unfortunately,? i (?:can|am)\b|i do not have the ability\b|"
-    r"es tut mir leid\b|ich kann (?:das |ihnen |dir )?(?:leider )?nicht\b|je suis désolée?\b|lo siento\b)",
+    rf"\A\W*(?:(?:i['’]?m (?:very |so |really )?sorry|i apologi[sz]e|sorry|unfortunately|apologies)[,.!:]? (?:\w+ )?i ?{UNABLE}\b|"
+    rf"i ?{UNABLE} (?:\w+ )?{DEED}\b|as an ai(?: language model| assistant| model)?,? i\b|i do not have the ability\b|"
+    r"es tut mir leid,? (?:aber )?(?:ich kann|das kann ich|dabei kann ich)\b|(?:das|dabei) kann ich (?:leider )?nicht\b|"
+    r"ich kann (?:das |ihnen |dir |dabei )?(?:leider )?nicht\b|(?:je suis )?désolée?,? (?:mais )?je ne (?:peux|puis)\b|"
+    r"lo siento,? (?:pero )?no puedo\b)",
     re.IGNORECASE,
 )
-ORDER = ("answered", "finished", "empty", "json_schema", "regex", "verify", "majority", "judge", "duplicates", "near_duplicates", "leaks",
-         "personal", "refusals")
+"""At the beginning of an answer. `I'm sorry to hear that your card was stolen` is none, and `Unfortunately, I can only say …` neither."""
+ORDER = ("answered", "finished", "empty", "readable", "json_schema", "regex", "verify", "majority", "novelty", "verdict", "judge", "duplicates",
+         "near_duplicates", "leaks", "personal", "refusals", "surplus")
+MODES_OWN = ("answered", "readable", "majority", "novelty", "verdict")
 
 
 @dataclass
@@ -46,32 +57,39 @@ class Filters:
         return None
 
 
-def build(config: Any, exams: list[leaks.Exam], verify: Callable[[Made], str | None] | None) -> Filters:
-    """The filters of a config. exams: questions that must not be among the rows. verify: a reason to drop, or None."""
-    f = config.filters
-    checks: list = [("answered", lambda m: m.why if m.why and not m.why.startswith("no majority") else None)]
-    checks += [("finished", _finished), ("empty", lambda m: None if m.answer.strip() or m.more.get("calls") else "the answer is empty")]
+def build(config: Any, exams: list[leaks.Exam], verify: Callable[[Made], str | None] | None, before: str | None = None) -> Filters:
+    """The filters of a config. exams: questions that must not be among the rows. verify: a reason to drop, or None. before: only those that
+    come before this one."""
+    f, checks = config.filters, {name: _by(name) for name in MODES_OWN}
+    checks["finished"] = _finished
+    checks["empty"] = lambda m: None if m.why or m.answer.strip() or m.more.get("calls") else "the answer is empty"
     if config.json_schema is not None:
-        checks.append(("json_schema", _schema(config.json_schema)))
+        checks["json_schema"] = _schema(config.json_schema)
     if f.regex is not None:
         pattern = re.compile(f.regex, re.DOTALL)
-        checks.append(("regex", lambda m: None if pattern.fullmatch(m.answer.strip()) else "the answer does not match the pattern"))
+        checks["regex"] = lambda m: None if pattern.fullmatch(m.answer.strip()) else "the answer does not match the pattern"
     if verify is not None:
-        checks.append(("verify", verify))
-    checks.append(("majority", lambda m: m.why))
+        checks["verify"] = verify
     if f.min_score is not None:
-        checks.append(("judge", lambda m: _scored(m, f.min_score)))
+        checks["judge"] = lambda m: _scored(m, f.min_score)
     if f.duplicates:
-        checks.append(("duplicates", _Seen()))
+        checks["duplicates"] = _Seen()
     if f.near_duplicates is not None:
-        checks.append(("near_duplicates", _Near(f.near_duplicates)))
+        checks["near_duplicates"] = _Near(f.near_duplicates)
     if f.leaks and exams:
-        checks.append(("leaks", _Leaks(exams)))
+        checks["leaks"] = _Leaks(exams)
     if f.personal:
-        checks.append(("personal", _personal))
+        checks["personal"] = _personal
     if f.refusals:
-        checks.append(("refusals", lambda m: "the teacher refused" if REFUSAL.match(m.answer) else None))
-    return Filters(checks)
+        checks["refusals"] = lambda m: "the teacher refused" if REFUSAL.match(m.answer) else None
+    if config.generate is not None:
+        checks["surplus"] = _AtMost(config.generate.count)
+    wanted = ORDER if before is None else ORDER[: ORDER.index(before)]
+    return Filters([(name, checks[name]) for name in wanted if name in checks])
+
+
+def _by(name: str) -> Callable[[Made], str | None]:
+    return lambda made: made.why if made.by == name else None
 
 
 def _finished(made: Made) -> str | None:
@@ -100,17 +118,30 @@ def _schema(schema: dict) -> Callable[[Made], str | None]:
 def _scored(made: Made, least: float) -> str | None:
     score = made.more.get("score")
     if score is None:
-        return "the judge gave no score"
+        return f"the judge gave no score: {made.more.get('unscored', 'not asked')}"
     return None if score >= least else f"the judge gave {score:g}, below {least:g}"
 
 
 def _row(made: Made) -> Row:
     """A made row in the form that the x-ray's checks look at."""
-    return Row(0, messages=tuple(made.row.get("messages") or ()), chosen=tuple(made.row.get("chosen") or ()))
+    row = made.row
+    pair = (tuple(row.get(side) or ()) for side in ("chosen", "rejected"))
+    return Row(0, tuple(row.get("messages") or row.get("prompt") or ()), "", "", "", (), *pair)
+
+
+class _AtMost:
+    """Rows beyond the number that was asked for: paid for, kept in the ledger, and there when more are wanted."""
+
+    def __init__(self, count: int):
+        self.count, self.seen = count, 0
+
+    def __call__(self, made: Made) -> str | None:
+        self.seen += 1
+        return None if self.seen <= self.count else f"more than the {self.count} rows that were wanted"
 
 
 class _Seen:
-    """The same question and answer, to the letter after normalising; 16 bytes a row."""
+    """The same question and answer, each text normalised; what else a row has (a score) tells none apart. About 100 bytes a row."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
@@ -118,12 +149,21 @@ class _Seen:
     def __call__(self, made: Made) -> str | None:
         import hashlib
 
-        text = sides.normal(json.dumps(made.row, sort_keys=True, ensure_ascii=False, default=str))
+        said = [_normal(made.row.get(key)) for key in ("messages", "prompt", "chosen", "rejected", "tools")]
+        text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
         if key in self.seen:
             return "the same row is there already"
         self.seen.add(key)
         return None
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, str):
+        return sides.normal(value)
+    if isinstance(value, dict):
+        return {k: _normal(v) for k, v in value.items()}
+    return [_normal(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class _Near:
@@ -166,7 +206,8 @@ class _Leaks:
 
 
 def _personal(made: Made) -> str | None:
-    found = {kind for kind, _, _ in personal.find(sides.whole(_row(made)))}
+    texts = [sides.whole(_row(made)), *(sides.content(m) for _, row in made.also for m in row["messages"])]
+    found = {kind for text in texts for kind, _, _ in personal.find(text)}
     return f"likely personal data: {', '.join(sorted(found))}" if found else None
 
 

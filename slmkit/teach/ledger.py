@@ -48,8 +48,10 @@ class Ledger:
     Raises StoreError when a line was changed.
     """
 
-    def __init__(self, path: Path, account: str = ""):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, account: str = "", read_only: bool = False):
+        """read_only: look, and change nothing, not even a torn end. Raises FileNotFoundError where there is none to look at."""
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.account = path, account
         self._answered: list[dict] = []
         self._held: dict[str, dict] = {}
@@ -57,9 +59,10 @@ class Ledger:
         self.read, self.lines = 0, 0
         self.mine = f'"for":"{account}"'.encode() if account else None
         self.lock = threading.Lock()  # an event loop and its helpers may share one
-        self.handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.handle = os.open(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._mend_tail()
+            if not read_only:
+                self._mend_tail()
             self.refresh()
             self.mine = None  # from here on, whoever asks keeps count
         except BaseException:

@@ -14,6 +14,7 @@ from typing import Any
 from slmkit.data import containers, files, formats
 from slmkit.data.conversation import messages as read_messages
 from slmkit.data.conversation import text as read_text
+from slmkit.data.conversation import tools as read_tools
 from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
 from slmkit.data.read import shown
 from slmkit.steps._step import Columns, Given
@@ -139,12 +140,4 @@ def _read(row: dict) -> tuple[list[dict], str | None]:
 
 
 def _tools(fields: dict, columns: Columns) -> list[dict]:
-    value = fields.get(columns.tools or "tools")
-    if value is None or value == "":
-        return []
-    import json
-
-    value = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(value, list):
-        raise Bad(f"`tools` should be a list of functions, this is {kind(value)}")
-    return [t if "function" in t else {"type": "function", "function": t} for t in value]
+    return read_tools(fields.get(columns.tools or "tools"), columns.tools or "tools")

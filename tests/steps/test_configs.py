@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from slmkit.steps import distill, merge, quantize, train
 from slmkit.steps import eval as eval_step
-from slmkit.steps import merge, quantize, train
 from slmkit.steps._step import Takes
 
-KINDS = {"train": train, "merge": merge, "quantize": quantize, "eval": eval_step}
+KINDS = {"distill": distill, "train": train, "merge": merge, "quantize": quantize, "eval": eval_step}
 MINIMAL = {
+    "distill": {"teacher": {"model": "t"}, "prompts": "p"},
     "train": {"model": "m", "data": "d"},
     "merge": {"model": "m"},
     "quantize": {"model": "m", "calibration": "c"},
@@ -53,6 +54,23 @@ def errors(kind, **more) -> list[tuple]:
         ("eval", {"expect": {"m.t.acc": "0.9"}}, ("expect",), "no bound"),
         ("eval", {"model": "m"}, (), "keep one"),
         ("eval", {"models": []}, ("models",), "at least 1"),
+        ("distill", {"prompts": None}, ("prompts",), "`prompts` is missing"),
+        ("distill", {"mode": "generate"}, ("generate",), "needs `generate: {description"),
+        ("distill", {"rewrite": {}}, ("rewrite",), "not read by mode answer"),
+        ("distill", {"mode": "judge"}, ("judge",), "mode judge needs `judge: {rubric: …}`"),
+        ("distill", {"judge": {"rubric": "r"}}, ("judge",), "not read by mode answer; set `filters.min_score`"),
+        ("distill", {"filters": {"min_score": 3}}, ("judge",), "`filters.min_score` needs `judge"),
+        ("distill", {"filters": {"min_score": 30}, "judge": {"rubric": "r"}}, ("judge",), "goes from 1 to 10"),
+        ("distill", {"mode": "judge", "judge": {"rubric": "r", "scale": [5, 5]}}, ("judge", "scale"), "least and the most"),
+        ("distill", {"mode": "judge", "judge": {"rubric": "r"}, "filters": {"verify": "exact"}}, ("filters",), "the row's own"),
+        ("distill", {"judge_template": "j"}, ("judge",), "set `filters.min_score`"),
+        ("distill", {"mode": "preference", "judge": {"rubric": "r"}}, ("n",), "set `n`, such as `n: 4`"),
+        ("distill", {"mode": "preference", "n": 2, "majority": 0.5, "judge": {"rubric": "r"}}, ("majority",), "not read by mode preference"),
+        ("distill", {"mode": "generate", "n": 2, "generate": {"description": "d", "count": 1}}, ("n",), "not read by mode generate"),
+        ("distill", {"mode": "generate", "generate": {"description": "d", "count": 1}, "filters": {"verify": "exact"}}, ("filters",), "no other"),
+        ("distill", {"mode": "tools", "json_schema": {}}, ("json_schema",), "not read by mode tools"),
+        ("distill", {"tools": "f"}, ("tools",), "read by mode tools only"),
+        ("distill", {"tool_choice": "required"}, ("tool_choice",), "mode tools only"),
         ("merge", {"dtype": "fp8"}, ("dtype",), "'auto', 'fp32', 'bf16' or 'fp16'"),
     ],
 )
@@ -98,7 +116,7 @@ def test_every_field_is_documented_and_every_input_is_a_field(kind):
 
 def test_importing_the_kinds_imports_nothing_heavy():
     script = (
-        "import sys; from slmkit.steps import train, merge, quantize, eval\n"
+        "import sys; from slmkit.steps import distill, train, merge, quantize, eval\n"
         "sys.exit(', '.join(m for m in ('torch', 'transformers', 'datasets', 'lm_eval', 'numpy', 'yaml', 'slmkit.ml') if m in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])

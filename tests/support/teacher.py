@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import minds
+
 
 def says(prompt: str) -> str:
     """What the teacher answers."""
@@ -28,6 +30,7 @@ def _serve(log: str, faults: dict) -> None:
     from aiohttp import web
 
     numbers = iter(range(1, 10**9))
+    mind = getattr(minds, faults["mind"]) if faults.get("mind") else None
     out = open(log, "a", buffering=1)  # noqa: SIM115  for the life of the process
 
     def note(kind: str, **more) -> None:
@@ -42,7 +45,7 @@ def _serve(log: str, faults: dict) -> None:
         digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
         draw = random.Random(number * 7919).random()
         for kind, share in faults.items():
-            if kind in ("key", "latency", "script", "refuse", "polls", "expired"):
+            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired"):
                 continue
             if draw < share:
                 note(kind, digest=digest)
@@ -65,10 +68,12 @@ def _serve(log: str, faults: dict) -> None:
         text = faults.get("script", {}).get(prompt, says(prompt))
         if isinstance(text, list):  # one for each seed
             text = text[(body.get("seed") or 0) % len(text)]
+        message = {"role": "assistant", "content": text} if mind is None else mind(body)
+        text = json.dumps(message) if mind else text
         usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": min(len(text) // 4 + 1, body["max_tokens"])}
         finish = "length" if len(text) // 4 + 1 > body["max_tokens"] else "stop"
-        note("ok", digest=digest, **usage)
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        note("ok", digest=digest, **usage, **({"body": body} if mind else {}))
+        choice = {"index": 0, "message": message, "finish_reason": finish}
         return web.json_response({"id": "x", "model": "t-1", "system_fingerprint": "fp", "choices": [choice], "usage": usage})
 
     files: dict[str, bytes] = {}
@@ -163,7 +168,8 @@ class Teacher:
 
 
 def start(folder: Path, **faults) -> Teacher:
-    """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer."""
+    """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer;
+    mind: a function of tests/support/minds.py that answers by the whole body, which is then kept in the log."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()

@@ -39,7 +39,7 @@ def test_a_batch_is_reserved_across_runs_and_charged_at_its_share(cli, teach):  
     assert done.returncode == 4 and "is reached" in done.stderr, done.stderr
     paid = [line for line in teacher.lines() if line["kind"] == "ok"]
     usd = 0.5 * sum(line["prompt_tokens"] + 10 * line["completion_tokens"] for line in paid) / 1e6
-    assert 0.0002 < usd <= 0.001 and teacher.calls()["batch"] > 2
+    assert 0.0002 < usd <= 0.001 and teacher.calls()["batch"] >= 2
     found = result(cli("distill", "r.yaml", "--json", "--set", "steps.teach.budget.usd=9", *BATCH))
     assert found["rows"] == 60 and set(teacher.answered().values()) == {1}
 

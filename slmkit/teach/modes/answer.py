@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from slmkit.data import sides
-from slmkit.teach.job import Job, Made, samples
+from slmkit.teach import rating
+from slmkit.teach.job import Job, Made, place, samples, unmade
+from slmkit.teach.modes import tools
+
+ROWS = "`messages` with the answer as the assistant's turn"
 
 
 def _request(job: Job, prompt, sample: int):
     return job.request(job.asked(prompt), sample, response_format=job.schema, tools=list(prompt.tools) or None)
 
 
-def stages(job: Job) -> list:
-    return [lambda: samples(job, lambda prompt, sample: _request(job, prompt, sample))]
+def stages(job: Job) -> Iterator[Callable]:
+    yield lambda: samples(job, lambda prompt, sample: _request(job, prompt, sample))
+    yield from rating.stages(job, lambda: _rows(job))
 
 
 def made(job: Job) -> Iterator[Made]:
+    return rating.rated(job, _rows(job))
+
+
+def _rows(job: Job) -> Iterator[Made]:
     for prompt in job.prompts:
         rows = [_made(job, prompt, sample) for sample in range(job.config.n)]
         yield from [majority(rows, job.config.majority)] if job.config.majority else rows
@@ -25,12 +35,13 @@ def made(job: Job) -> Iterator[Made]:
 
 def _made(job: Job, prompt, sample: int) -> Made:
     answer, why = job.found(_request(job, prompt, sample))
-    place = prompt.place + (f"#{sample + 1}" if job.config.n > 1 else "")
     if answer is None:
-        return Made(place, why=why, question=prompt.text, messages=prompt.messages)
-    said = {"role": "assistant", "content": answer.text}
-    row = {"messages": [*job.student(prompt), said]}
-    return Made(place, row, answer.text, prompt.text, prompt.reference, answer.finish, messages=prompt.messages)
+        return unmade(job, prompt, sample, why)
+    if prompt.tools:
+        return tools.row(job, prompt, sample, answer, prompt.tools)
+    asked = job.student(prompt.messages)
+    row = {"messages": [*asked, {"role": "assistant", "content": answer.text}]}
+    return Made(place(job, prompt, sample), row, answer.text, prompt.text, prompt.reference, answer.finish, messages=tuple(asked))
 
 
 def majority(rows: list[Made], share: float) -> Made:
@@ -41,6 +52,5 @@ def majority(rows: list[Made], share: float) -> Made:
     wanted, count = votes.most_common(1)[0]
     best = next(r for r in rows if r.why is None and sides.normal(r.answer) == wanted)
     agreed = count / len(rows)
-    more = {"agreement": round(agreed, 4)}
-    why = None if agreed >= share else f"no majority: {count} of {len(rows)} samples agree"
-    return Made(best.place.partition("#")[0], best.row, best.answer, best.question, best.reference, best.finish, why, best.messages, more)
+    best = replace(best, place=best.place.rpartition("#")[0], more=best.more | {"agreement": round(agreed, 4)})
+    return best if agreed >= share else replace(best, why=f"no majority: {count} of {len(rows)} samples agree", by="majority")
