@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = {"distilabel": "distilabel[openai]", "curator": "bespokelabs-curator"}
+PACKAGE = {"distilabel": ["distilabel[openai]", "requests"], "curator": ["bespokelabs-curator"]}  # distilabel 1.5 imports requests, and asks for none
 QUIET = {
     "distilabel": {"HF_HUB_OFFLINE": "1"},
     "curator": {"TELEMETRY_ENABLED": "0", "CURATOR_DISABLE_CACHE": "1", "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
@@ -26,7 +26,7 @@ def python(cache: Path, name: str) -> Path:
 def setup(cache: Path, name: str) -> None:
     """Make the environment; what fails says so in pip's words."""
     subprocess.run([sys.executable, "-m", "venv", "--clear", cache / name], check=True)
-    subprocess.run([python(cache, name), "-m", "pip", "install", "--quiet", PACKAGE[name]], check=True)
+    subprocess.run([python(cache, name), "-m", "pip", "install", "--quiet", *PACKAGE[name]], check=True)
 
 
 def distilabel(url: str, rows: list[dict], concurrency: int) -> list[str]:
@@ -43,6 +43,11 @@ def distilabel(url: str, rows: list[dict], concurrency: int) -> list[str]:
 
 
 def curator(url: str, rows: list[dict], concurrency: int) -> list[str]:
+    import importlib.util
+    import os
+
+    # it counts with cl100k_base, which tiktoken would fetch; its dependency litellm has the file in tiktoken's own form
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(importlib.util.find_spec("litellm").origin).parent / "litellm_core_utils/tokenizers")
     from bespokelabs.curator import LLM
 
     class Label(LLM):
