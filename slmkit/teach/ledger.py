@@ -75,6 +75,7 @@ class Ledger:
         self.read, self.lines = 0, 0
         self.mine = f'"for":"{account}"'.encode() if account else None
         self.lock = threading.Lock()  # an event loop and its helpers may share one
+        self.claims: int | None = None
         self.handle = os.open(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             if not read_only:
@@ -172,6 +173,22 @@ class Ledger:
             body["logprobs"] = answer.logprobs
         self._append(body, request.key)
 
+    def claim(self, request: Request) -> bool:
+        """Say that a request is about to be sent; False when another process has it in flight just now.
+
+        A claim is a lock on one byte of a file beside the ledger, which the kernel takes back from a process that was killed.
+        """
+        if self.claims is None:
+            self.claims = os.open(self.path.with_suffix(".claims"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self.claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(request))
+        except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
+            return False
+        return True
+
+    def unclaim(self, request: Request) -> None:
+        fcntl.lockf(self.claims, fcntl.LOCK_UN, 1, _byte(request))
+
     def reopen(self, key: str) -> dict | None:
         """The reservation that an earlier run left open for a key; from now on it is no longer counted as spent."""
         return self._held.pop(key, None)
@@ -209,6 +226,8 @@ class Ledger:
         with contextlib.suppress(OSError):
             os.fsync(self.handle)
         os.close(self.handle)
+        if self.claims is not None:
+            os.close(self.claims)
 
 
 def records(path: Path) -> Iterator[dict]:
@@ -217,6 +236,10 @@ def records(path: Path) -> Iterator[dict]:
         for line in f:
             if line.endswith(b"\n") and (torn := _torn(line)) is not None:
                 yield json.loads(line[torn:])
+
+
+def _byte(request: Request) -> int:
+    return int(request.key[:15], 16)  # 60 bits, all of which a file offset has
 
 
 def _sum(rest: bytes) -> bytes:
