@@ -233,7 +233,8 @@ def test_wrong_recipes_are_told_before_any_call(cli, change, told):
 
 def test_two_recipes_at_once_pay_for_a_request_once(cli, teach):
     teacher = teach(200, latency=0.04, _500=0.03)
-    (cli.folder / "s.yaml").write_text((cli.folder / "r.yaml").read_text().replace("recipe: r", "recipe: s").replace("20\n", "20\n    min_kept: 2\n", 1))
+    other = (cli.folder / "r.yaml").read_text().replace("recipe: r", "recipe: s").replace("max_tokens: 20", "max_tokens: 20\n    min_kept: 2")
+    (cli.folder / "s.yaml").write_text(other)
     both = [cli.start("distill", name, "--json") for name in ("r.yaml", "s.yaml")]
     told = [process.communicate(timeout=60) for process in both]
     found = [json.loads(out)["result"] for out, _ in told]

@@ -58,7 +58,8 @@ def curator(url: str, rows: list[dict], concurrency: int) -> list[str]:
             return {"answer": response}
 
     limits = {"max_concurrent_requests": concurrency, "max_requests_per_minute": 10**9, "max_tokens_per_minute": 10**12}
-    llm = Label(model_name="bench", backend="openai", backend_params={"base_url": url, "api_key": "none", **limits}, generation_params={"max_tokens": 64})
+    where = {"base_url": url, "api_key": "none"}
+    llm = Label(model_name="bench", backend="openai", backend_params=where | limits, generation_params={"max_tokens": 64})
     found = llm([{"prompt": r["prompt"]} for r in rows])
     return list(getattr(found, "dataset", found)["answer"])
 
