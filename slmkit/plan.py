@@ -5,7 +5,9 @@ The fingerprint of a whole chain is known before anything runs, because an artif
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from slmkit import inputs
@@ -40,8 +42,13 @@ class Row:
     gives: str
     action: str
     why: tuple[str, ...]
-    estimate: dict = field(default_factory=dict)
+    estimating: Callable[[], dict] = field(default=dict, compare=False)
     mark: Mark | None = None
+
+    @cached_property
+    def estimate(self) -> dict:
+        """What it will take; found out when it is asked for, since it may read all prompts and a ledger."""
+        return self.estimating()
 
     @property
     def folder(self) -> str:
@@ -145,7 +152,7 @@ class _Planner:
         row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         row = replace(row, action=action, why=why)
-        row = replace(row, estimate=self._estimate(row))
+        row = replace(row, estimating=partial(self._estimate, row))
         self.rows[name] = row
         return row
 

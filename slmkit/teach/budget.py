@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slmkit.teach.ledger import Paid
 from slmkit.teach.request import Request
 
 PER_MESSAGE = 16  # tokens that a chat template puts around a message: 3 to 8 in those we know
@@ -90,12 +91,14 @@ class Held:
 class Budget:
     """Reservations and what was spent. `fits` says yes, `wait` (others in flight may leave enough) or `never`."""
 
-    def __init__(self, limits: Limits, prices: Prices | None, before: list[dict] = ()):
+    def __init__(self, limits: Limits, prices: Prices | None, before: tuple[Paid, Paid] = (Paid(), Paid())):
+        """before: what earlier attempts paid, as `Ledger.spent` has it. Tokens from before there were prices count at the dearer of the two."""
         self.limits, self.prices = limits, prices
-        self.spent, self.held, self.flying = Spent(), Held(0, 0, 0.0), 0
+        self.held, self.flying = Held(0, 0, 0.0), 0
         self.beyond, self.known = 0, False  # input tokens above what `most_input` says, as seen; whether one answer has come
-        for record in before:
-            self._add(record["tokens"], record["usd"] or 0.0, record["lost"])
+        dearest = max(prices.input, prices.output) * prices.share / 1e6 if prices else 0.0
+        paid, lost = ((p.requests, p.tokens, p.usd + p.unpriced * dearest) for p in before)
+        self.spent = Spent(*paid, *lost)
 
     def _add(self, tokens: int, usd: float, lost: str | None) -> None:
         s = self.spent

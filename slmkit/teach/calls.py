@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import random
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from slmkit.teach.pace import Pace, backoff
 from slmkit.teach.request import Request
 
 FIRST_TRIALS = 3  # of a connection that never stood: a wrong address is told within seconds
+ELSEWHERE = 0.5  # seconds until it is looked again whether another process has the answer to what it has sent
 GRACE = 5.0  # seconds that requests in flight get to come back when the run has to end
 
 
@@ -115,8 +117,7 @@ class _Dispatcher:
     async def _send(self, request: Request, trials: int) -> None:
         tokens = most_input(request) // 4 + request.most
         while not self.fatal:
-            self.desk.ledger.refresh()
-            if request in self.desk.ledger:  # another process has asked it meanwhile
+            if self.desk.come_meanwhile(request):
                 return
             held = self.desk.budget.most(request)
             fits = self.desk.budget.fits(held)
@@ -128,6 +129,10 @@ class _Dispatcher:
                 self.fatal = over_budget(self.desk, held, iter([*(r for _, _, r, _ in self.due), *self.new]))
                 return
             if fits == "yes" and delay == 0.0:
+                if not self.desk.ledger.claim(request):  # another process has sent it, and pays for it
+                    return self._later(request, trials, random.uniform(0.5, 1.0) * ELSEWHERE)
+                if self.desk.come_meanwhile(request):  # between the look and the claim
+                    return self.desk.ledger.unclaim(request)
                 self.desk.reserve(request, held)
                 task = asyncio.create_task(self._call(request, held, trials, self.pace.sent(tokens)))
                 self.tasks.add(task)
@@ -156,6 +161,8 @@ class _Dispatcher:
         else:
             self.pace.answered()
             self.desk.keep(request, answer, held)
+        finally:
+            self.desk.ledger.unclaim(request)
 
     def _failed(self, request: Request, held: Held, trials: int, sent: float, failure: Failure) -> None:
         if failure.means in ("lost", "slow"):
@@ -178,9 +185,11 @@ class _Dispatcher:
         elif trials >= self.manners.retries and failure.means != "busy":
             self.desk.drop(request, f"no answer in {trials + 1} trials; the last: {failure.why}")
         else:
-            self.number += 1
-            pause = 0.0 if failure.after is not None else backoff(trials)
-            heapq.heappush(self.due, (time.monotonic() + pause, self.number, request, trials + 1))
+            self._later(request, trials + 1, 0.0 if failure.after is not None else backoff(trials))
+
+    def _later(self, request: Request, trials: int, pause: float) -> None:
+        self.number += 1
+        heapq.heappush(self.due, (time.monotonic() + pause, self.number, request, trials))
 
 
 @contextlib.contextmanager

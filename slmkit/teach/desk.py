@@ -45,6 +45,15 @@ class Desk:
                 self.asked.add(request.key)
                 yield request
 
+    def come_meanwhile(self, request: Request) -> bool:
+        """Has another process brought the answer since?"""
+        self.ledger.refresh()
+        if request not in self.ledger:
+            return False
+        self.hits += 1
+        self.asked.discard(request.key)
+        return True
+
     def reserve(self, request: Request, held: Held) -> None:
         """Before it is sent. Under a budget the reservation is written down too: a kill -9 leaves calls that may be billed."""
         if self.budget.limits:

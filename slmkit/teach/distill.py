@@ -71,7 +71,7 @@ def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
     model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
     account = ctx.state / "account"
-    if not account.exists():
+    if not account.exists() or len(account.read_text()) != 16:  # none, or half of one from a kill, under which nothing was sent
         account.write_text(secrets.token_hex(8))
     book = ledger.Ledger(file, account.read_text())
     return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
@@ -84,7 +84,7 @@ def book_of(config: Any, local: Given | None, ledgers: Path) -> tuple[str, Path]
     return model, ledger.file_of(ledgers, who)
 
 
-def budget_of(config: Any, execution: Any, before: list[dict] = ()) -> Budget:
+def budget_of(config: Any, execution: Any, before: tuple[ledger.Paid, ledger.Paid] = (ledger.Paid(), ledger.Paid())) -> Budget:
     said, paid = config.budget, config.prices
     limits = Limits(said.usd, said.tokens, said.requests) if said else Limits()
     share = paid.batch if paid and execution.transport == "batch" else 1.0

@@ -1,8 +1,8 @@
 """Every answer a teacher ever gave, one JSON line each, appended the moment it arrives: what was paid for once is never asked again.
 
-A line begins with a checksum of the rest of it, so that a changed one is found, and a torn one (kill -9, power, a full disk)
-is told from a changed one by being the last. Nothing is ever rewritten. In memory there is a hash and a place per answer:
-about 150 bytes, however long the answers are.
+A line begins with a checksum of the rest of it, so that a changed one is found. A torn one (kill -9, power, a full disk) is told from
+a changed one by being the last, or by the whole line that another process wrote right behind it. Nothing is ever rewritten. In memory
+there is a hash and a place per answer: about 150 bytes, however long the answers are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +23,8 @@ from slmkit.errors import StoreError
 from slmkit.events import now
 from slmkit.teach.request import Answer, Request
 
-HEAD = len('{"sum":"') + 32 + len('",')
+START = b'{"sum":"'  # never inside a record: JSON writes quotes in texts as \\"
+HEAD = len(START) + 32 + len('",')
 KEY = re.compile(rb'"key":"([0-9a-f]{64})"')
 EVENT = re.compile(rb'"key":"[0-9a-f]{64}","for":"[^"]*","(?:lost|held|freed)":')  # lines that are no answers
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
@@ -41,6 +43,20 @@ def file_of(folder: Path, teacher: str) -> Path:
     return folder / f"{name}-{hashlib.sha256(teacher.encode()).hexdigest()[:12]}.jsonl"
 
 
+@dataclass
+class Paid:
+    """Sums over calls. unpriced: of the tokens, those that were paid for when no prices were known."""
+
+    requests: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    unpriced: int = 0
+
+    def add(self, tokens: int, usd: float | None) -> None:
+        self.requests, self.tokens = self.requests + 1, self.tokens + tokens
+        self.usd, self.unpriced = self.usd + (usd or 0.0), self.unpriced + (tokens if usd is None else 0)
+
+
 class Ledger:
     """The answers of one teacher. Several processes may read and append at once.
 
@@ -53,12 +69,13 @@ class Ledger:
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.account = path, account
-        self._answered: list[dict] = []
+        self._paid, self._lost = Paid(), Paid()
         self._held: dict[str, dict] = {}
         self.places: dict[bytes, tuple[int, int]] = {}
         self.read, self.lines = 0, 0
         self.mine = f'"for":"{account}"'.encode() if account else None
         self.lock = threading.Lock()  # an event loop and its helpers may share one
+        self.claims: int | None = None
         self.handle = os.open(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             if not read_only:
@@ -93,10 +110,11 @@ class Ledger:
 
     def _take(self, line: bytes) -> None:
         self.lines += 1
-        if not _sound(line):
+        if (torn := _torn(line)) is None:
             what = f"line {self.lines} was changed after it was written"
             mend = "restore the file, or move it away: the answers in it will be asked (and paid) for again"
             raise StoreError(what, where=self.path, mend=mend)
+        self.read, line = self.read + torn, line[torn:]
         key = KEY.search(line, HEAD, HEAD + 80)
         if self.mine and self.mine in line[HEAD : HEAD + 200]:
             self._count(json.loads(line))
@@ -106,20 +124,23 @@ class Ledger:
 
     def _count(self, record: dict) -> None:
         """What this account has paid, or may have to pay."""
-        key, held = record["key"], self._held
+        before = self._held.pop(record["key"], None)
         if "held" in record:
-            held[key] = {"tokens": record["held"], "usd": record["usd"], "lost": "killed"}
-            return
-        held.pop(key, None)
-        if "lost" in record:
-            self._answered.append({"tokens": record["tokens"], "usd": record["usd"], "lost": record["lost"]})
+            if before:  # sent by a run that was killed, and now sent again: the first one was paid for too
+                self._lost.add(before["tokens"], before["usd"])
+            self._held[record["key"]] = {"tokens": record["held"], "usd": record["usd"]}
+        elif "lost" in record:
+            self._lost.add(record["tokens"], record["usd"])
         elif "usage" in record:
-            self._answered.append({"tokens": record["usage"]["input"] + record["usage"]["output"], "usd": record["usd"], "lost": None})
+            self._paid.add(record["usage"]["input"] + record["usage"]["output"], record["usd"])
 
     @property
-    def spent(self) -> list[dict]:
-        """What the account had paid when the ledger was opened: tokens, usd, lost (why, of calls without an answer)."""
-        return [*self._answered, *self._held.values()]
+    def spent(self) -> tuple[Paid, Paid]:
+        """What the account had paid when the ledger was opened: (for answers, for calls without one, which may have been billed)."""
+        lost = replace(self._lost)
+        for held in self._held.values():
+            lost.add(held["tokens"], held["usd"])
+        return self._paid, lost
 
     def __contains__(self, request: Request) -> bool:
         return bytes.fromhex(request.key)[:16] in self.places
@@ -152,6 +173,22 @@ class Ledger:
             body["logprobs"] = answer.logprobs
         self._append(body, request.key)
 
+    def claim(self, request: Request) -> bool:
+        """Say that a request is about to be sent; False when another process has it in flight just now.
+
+        A claim is a lock on one byte of a file beside the ledger, which the kernel takes back from a process that was killed.
+        """
+        if self.claims is None:
+            self.claims = os.open(self.path.with_suffix(".claims"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self.claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(request))
+        except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
+            return False
+        return True
+
+    def unclaim(self, request: Request) -> None:
+        fcntl.lockf(self.claims, fcntl.LOCK_UN, 1, _byte(request))
+
     def reopen(self, key: str) -> dict | None:
         """The reservation that an earlier run left open for a key; from now on it is no longer counted as spent."""
         return self._held.pop(key, None)
@@ -173,8 +210,7 @@ class Ledger:
         line = b'{"sum":"' + _sum(rest) + b'",' + rest
         with self.lock:
             written = os.write(self.handle, line)
-            if written != len(line):  # a full disk: what is half there would be glued to the next
-                os.ftruncate(self.handle, os.fstat(self.handle).st_size - written)
+            if written != len(line):  # a full disk; the half line is told from a whole one that follows
                 raise OSError(28, "No space left on device", str(self.path))
             end = os.lseek(self.handle, 0, os.SEEK_CUR)  # O_APPEND leaves the offset at the end of what was just written
             if key is not None:
@@ -190,14 +226,20 @@ class Ledger:
         with contextlib.suppress(OSError):
             os.fsync(self.handle)
         os.close(self.handle)
+        if self.claims is not None:
+            os.close(self.claims)
 
 
 def records(path: Path) -> Iterator[dict]:
     """All whole records of a ledger's file, for looking at."""
     with open(path, "rb") as f:
         for line in f:
-            if line.endswith(b"\n") and _sound(line):
-                yield json.loads(line)
+            if line.endswith(b"\n") and (torn := _torn(line)) is not None:
+                yield json.loads(line[torn:])
+
+
+def _byte(request: Request) -> int:
+    return int(request.key[:15], 16)  # 60 bits, all of which a file offset has
 
 
 def _sum(rest: bytes) -> bytes:
@@ -205,7 +247,15 @@ def _sum(rest: bytes) -> bytes:
 
 
 def _sound(line: bytes) -> bool:
-    return line[:8] == b'{"sum":"' and line[8:40] == _sum(line[HEAD:])
+    return line[:8] == START and line[8:40] == _sum(line[HEAD:])
+
+
+def _torn(line: bytes) -> int | None:
+    """Bytes of a torn record before the whole one; None when the line holds no whole one: it was changed."""
+    if _sound(line):
+        return 0
+    at = line.rfind(START)
+    return at if at > 0 and _sound(line[at:]) else None
 
 
 def _end_of_last_line(handle: int, size: int) -> int:

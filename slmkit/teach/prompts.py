@@ -80,10 +80,11 @@ class Prompts:
         if not found:
             raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
         for path in found:
+            name = shown(path)  # once: it takes longer than all else about a row
             for record in containers.records(path):
-                one = _prompt(record, shown(path), columns) if isinstance(record, Record) else record
+                one = _prompt(record, name, columns) if isinstance(record, Record) else record
                 if isinstance(one, Fault):
-                    tally.add(one, shown(path))
+                    tally.add(one, name)
                     if one.fatal:
                         return
                 else:

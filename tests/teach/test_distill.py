@@ -229,3 +229,16 @@ def test_wrong_recipes_are_told_before_any_call(cli, change, told):
     prompts(cli, 3)
     done = cli("distill", "r.yaml", "--set", f"steps.teach.{change}")
     assert done.returncode == 2 and told in done.stderr, done.stderr
+
+
+def test_two_recipes_at_once_pay_for_a_request_once(cli, teach):
+    teacher = teach(200, latency=0.04, _500=0.03)
+    other = (cli.folder / "r.yaml").read_text().replace("recipe: r", "recipe: s").replace("max_tokens: 20", "max_tokens: 20\n    min_kept: 2")
+    (cli.folder / "s.yaml").write_text(other)
+    both = [cli.start("distill", name, "--json") for name in ("r.yaml", "s.yaml")]
+    told = [process.communicate(timeout=60) for process in both]
+    found = [json.loads(out)["result"] for out, _ in told]
+    assert [f["rows"] for f in found] == [200, 200] and sum(f["answered"] for f in found) == 200
+    assert [f["from_ledger"] + f["answered"] for f in found] == [200, 200]
+    assert min(f["answered"] for f in found) > 0, "they did not run side by side"
+    assert set(teacher.answered().values()) == {1}

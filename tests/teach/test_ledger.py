@@ -8,7 +8,7 @@ import pytest
 
 from slmkit.errors import StoreError
 from slmkit.teach.budget import Budget, Limits, Prices
-from slmkit.teach.ledger import Ledger, file_of, identity
+from slmkit.teach.ledger import Ledger, file_of, identity, records
 from slmkit.teach.request import Answer, Request
 
 
@@ -118,3 +118,49 @@ def test_no_line_of_an_answer_is_taken_for_an_event(tmp_path):
     book.add(request('"lost":"x","held":'), answer('","for":"a","lost":"y"'), None)
     assert request('"lost":"x","held":') in Ledger(path)
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_request_sent_again_after_a_kill_was_paid_for_twice(tmp_path):
+    path = tmp_path / "l.jsonl"
+    for _ in range(2):  # two runs that were killed with the same request in flight
+        book = Ledger(path, "mine")
+        book.hold(request("a"), 100, 1.0)
+        book.close()
+    book = Ledger(path, "mine")
+    assert Budget(Limits(tokens=1000), Prices(1, 1), book.spent).spent.lost_tokens == 200
+    book.hold(request("a"), 100, 1.0)
+    book.add(request("a"), answer("a"), 0.5)
+    book.close()
+    spent = Budget(Limits(tokens=1000), Prices(1, 1), Ledger(path, "mine").spent).spent
+    assert (spent.requests, spent.tokens, spent.lost_requests, spent.lost_tokens, spent.lost_usd) == (1, 8, 2, 200, 2.0)
+
+
+def test_what_was_paid_before_there_were_prices_counts_in_dollars(tmp_path):
+    path = tmp_path / "l.jsonl"
+    book = Ledger(path, "mine")
+    book.add(request("a"), answer("a"), None)
+    book.lose(request("b"), "slow", 100, None)
+    book.close()
+    spent = Budget(Limits(usd=1), Prices(1, 10), Ledger(path, "mine").spent).spent
+    assert spent.usd == pytest.approx(80e-6) and spent.lost_usd == pytest.approx(1000e-6)
+
+
+@pytest.mark.parametrize("cut", [3, 50, 200])
+def test_a_record_torn_by_another_process_spoils_no_record_behind_it(tmp_path, cut):
+    path = tmp_path / "l.jsonl"
+    survivor = filled(path, "a", account="mine")
+    whole = path.stat().st_size
+    other = filled(path, "b", account="other")
+    with path.open("r+b") as f:  # the other was killed within its write, while the survivor went on
+        f.truncate(path.stat().st_size - cut)
+    assert path.stat().st_size > whole
+    survivor.add(request("c"), answer("c"), 0.5)
+    survivor.refresh()
+    survivor.add(request("d"), answer("d"), 0.5)
+    survivor.close(), other.close()
+    again = Ledger(path, "mine")
+    assert [again.find(request(t)) and again.find(request(t)).text for t in "abcd"] == ["to a", None, "c", "d"]
+    assert again.spent[0].requests == 3 and len(list(records(path))) == 3
+    path.write_bytes(path.read_bytes().replace(b'"content":"c"', b'"content":"e"'))
+    with pytest.raises(StoreError, match="line 2 was changed"):
+        Ledger(path)
