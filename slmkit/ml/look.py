@@ -50,7 +50,7 @@ def examine(facts: dict, given, config, data: Rows) -> dict:
 def _encoded(data: Rows, tokenizer, config, ends: set[int]) -> chat.Encoded:
     """The rows as the objective has them: of a pair both continuations, of grpo the prompts."""
     kwargs = {"max_length": config.max_length, "thinking": config.thinking, "allow_truncation": True}
-    if config.objective == "sft":
+    if config.objective in ("sft", "gkd"):
         return chat.encode(data, tokenizer, loss_on=config.loss_on, ends=ends, too_long=config.too_long, **kwargs)
     if config.objective == "grpo":
         asked = chat.prompts(data, tokenizer, **kwargs)
