@@ -189,4 +189,5 @@ def plain_logprobs(tokens: list[Token], speaker: Speaker, numbered: bool = False
     texts = [text(t.id) for t in tokens]
     offsets = list(accumulate(map(len, texts[:-1]), initial=0)) if texts else []
     tops = [None if t.logprob is None else {name(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
-    return {"tokens": [name(t.id) for t in tokens] if numbered else texts, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}
+    shown = [name(t.id) for t in tokens] if numbered else texts
+    return {"tokens": shown, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 
+NOTHING = -100.0  # the logarithm of no probability at all, on both sides
 FLOOR = 1e-7  # of the rest: single-precision log-probabilities of 20 tokens sum to 1 within about 1e-7
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a teacher says at some places. logs: natural, [places, tokens], or [places, k] of those named in ids, the likeliest first."""
+    """What a teacher says at some places. logs: natural, [places, tokens], or [places, k] of those named in ids, the likeliest first.
+
+    An id of -1 names nothing: that place has fewer names.
+    """
 
     logs: torch.Tensor
     ids: torch.Tensor | None = None
@@ -61,7 +65,11 @@ def _kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def _outcomes(student: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Both as log-probabilities of the k named tokens and of the rest."""
-    rest = student.scatter(1, target.ids, -torch.inf).logsumexp(1, keepdim=True)
-    named = target.logs.exp()
+    none = target.ids < 0
+    ids = torch.where(none, target.ids[:, :1], target.ids)
+    rest = student.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+    named = target.logs.exp().masked_fill(none, 0)
     teacher = torch.cat([named, (1 - named.sum(1, keepdim=True)).clamp(min=FLOOR)], 1)
-    return torch.cat([student.gather(1, target.ids), rest], 1), (teacher / teacher.sum(1, keepdim=True)).log()
+    logs = (teacher / teacher.sum(1, keepdim=True)).log()
+    missing = torch.nn.functional.pad(none, (0, 1))
+    return torch.cat([student.gather(1, ids), rest], 1).masked_fill(missing, NOTHING), logs.masked_fill(missing, NOTHING)

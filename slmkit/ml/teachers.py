@@ -5,13 +5,14 @@ Rows go to the teacher padded, whatever way the student sees them, so that how a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, loss, models, teacher, vocabulary
+from slmkit.ml import batches, divergence, loss, models, teacher, vocabulary
 from slmkit.ml.divergence import Target, together
 from slmkit.ml.examples import Example
 from slmkit.steps._step import Given
@@ -50,7 +51,7 @@ def load(run: Run) -> Teacher:
     """The teacher that the config names, loaded."""
     given, count = run.ctx.inputs.get("teacher"), vocabulary.known(run.tokenizer)
     if given is None:
-        return Remote(route(run), run.config.teacher.model, min(run.config.gkd.top_k, count - 1), run.where)
+        return Remote(route(run), run.config.teacher.model, min(run.config.gkd.top_k, count - 1), run.where, count)
     return Local(given, run.where, count)
 
 
@@ -82,10 +83,13 @@ class Local:
 
 
 class Remote:
-    """A model behind an endpoint. Says its k likeliest tokens; rows that come again are asked about once."""
+    """A model behind an endpoint. Says its k likeliest tokens; rows that come again are asked about once.
 
-    def __init__(self, route: Route, model: str, k: int, where: torch.device):
-        self.route, self.model, self.k, self.where = route, model, k, where
+    What it names beyond the `known` tokens are rows that pad its embedding: they count among the rest.
+    """
+
+    def __init__(self, route: Route, model: str, k: int, where: torch.device, known: int):
+        self.route, self.model, self.k, self.where, self.known = route, model, k, where, known
         self.said: dict[bytes, Target] = {}
 
     def __call__(self, rows: list[Example], keep: bool = False) -> Target:
@@ -101,4 +105,9 @@ class Remote:
     def _target(self, places: list[list[tuple[int, float]]], example: Example) -> Target:
         """places: one for each token after the first."""
         some = [places[i - 1] for start, end in example.spans for i in range(max(start, 1), end)]
-        return Target(torch.tensor([[p for _, p in one] for one in some]), torch.tensor([[i for i, _ in one] for one in some]))
+        ids = torch.full((len(some), self.k), -1)
+        logs = torch.full((len(some), self.k), divergence.NOTHING)
+        for row, one in enumerate(some):
+            held = [(i, p) for i, p in one if i < self.known] or [(0, math.log(divergence.FLOOR))]
+            ids[row, : len(held)], logs[row, : len(held)] = torch.tensor([i for i, _ in held]), torch.tensor([p for _, p in held])
+        return Target(logs, ids)

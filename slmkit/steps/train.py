@@ -187,7 +187,7 @@ class Config(StepConfig):
     @classmethod
     def _judged(cls, value: Grpo | None, info: Any) -> Grpo | None:
         if value and info.data.get("validation") is not None and all(r.judge for r in value.rewards):
-            raise ValueError("`validation` needs a reward other than `judge`, which compares answers with one another; add one, or remove `validation`")
+            raise ValueError("`validation` needs a reward besides `judge`, which compares answers with one another; add one, or remove it")
         return value
 
     @field_validator("reward_code")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -22,6 +23,13 @@ from pathlib import Path
 def says(prompt: str) -> str:
     """What the teacher answers."""
     return "echo " + hashlib.sha256(prompt.encode()).hexdigest()[:12]
+
+
+def _function(named: str | None):
+    if named is None:
+        return None
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _serve(log: str, faults: dict) -> None:
@@ -42,7 +50,7 @@ def _serve(log: str, faults: dict) -> None:
         digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
         draw = random.Random(number * 7919).random()
         for kind, share in faults.items():
-            if kind in ("key", "latency", "script", "refuse"):
+            if kind in ("key", "latency", "script", "refuse", "function"):
                 continue
             if draw < share:
                 note(kind, digest=digest)
@@ -62,7 +70,8 @@ def _serve(log: str, faults: dict) -> None:
         await asyncio.sleep(faults.get("latency", 0.005))
         if faults.get("refuse") and faults["refuse"] in prompt:
             return web.json_response({"error": {"message": "no", "code": "content_filter"}}, status=400)
-        text = faults.get("script", {}).get(prompt, says(prompt))
+        script = faults.get("script", {})
+        text = written(body, number) if (written := _function(faults.get("function"))) else script.get(prompt, says(prompt))
         if isinstance(text, list):  # one for each seed
             text = text[(body.get("seed") or 0) % len(text)]
         usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": min(len(text) // 4 + 1, body["max_tokens"])}
@@ -116,7 +125,8 @@ class Teacher:
 
 
 def start(folder: Path, **faults) -> Teacher:
-    """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer."""
+    """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer;
+    function: `module:name` of a function (body, number of the call) → answer."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()
