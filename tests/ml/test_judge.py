@@ -1,4 +1,5 @@
-"""A judge among grpo's rewards: answers are matched by id in any order, bad verdicts are asked for twice, nothing is paid twice, a noisy one teaches."""
+"""A judge among grpo's rewards: answers are matched by id in any order, bad verdicts are asked for twice, nothing is paid twice, and a
+noisy one teaches."""
 
 import dataclasses
 from pathlib import Path
@@ -156,7 +157,8 @@ def test_a_judge_who_errs_in_every_fifth_reply_still_teaches(tmp_path, tiny, ser
 
 
 @pytest.mark.parametrize(("more", "told"), [
-    ({"budget": {}}, "names none of"), ({"budget": {"usd": 1.0}}, "needs `prices`"), ({"rubric": ""}, "at least 1"), ({"consistency": 2.0}, "less than or"),
+    ({"budget": {}}, "names none of"), ({"budget": {"usd": 1.0}}, "needs `prices`"), ({"rubric": ""}, "at least 1"),
+    ({"consistency": 2.0}, "less than or"),
 ])  # fmt: skip
 def test_what_a_judge_cannot_be_told(more, told):
     with pytest.raises(ValidationError, match=told):
@@ -168,5 +170,6 @@ def test_a_judge_measures_no_answer_alone():
     with pytest.raises(ValidationError, match="needs a reward besides `judge`"):
         step.Config(**config)
     assert step.Config(**config | {"grpo": {"rewards": [*config["grpo"]["rewards"], {"exact_match": {}}]}})
-    one = step.Config(**config | {"validation": None, "grpo": {"rewards": [{"judge": block("http://x/v1", teacher={"model": "t", "api_key_env": "NO_KEY"})}]}})
+    judge = block("http://x/v1", teacher={"model": "t", "api_key_env": "NO_KEY"})
+    one = step.Config(**config | {"validation": None, "grpo": {"rewards": [{"judge": judge}]}})
     assert "NO_KEY is not set" in step.blocked(one, step.Execution())
