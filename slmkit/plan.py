@@ -247,9 +247,15 @@ def _without_born(body: dict, config: Any) -> dict:
         born = next((m for m in metadata if isinstance(m, Born)), None)
         if any(isinstance(m, How) for m in metadata) or (born is not None and value == born.default):
             continue
-        below = getattr(config, key)
-        out[key] = _without_born(value, below) if hasattr(type(below), "model_fields") else value
+        out[key] = _below(value, getattr(config, key))
     return out
+
+
+def _below(value: Any, config: Any) -> Any:
+    """A value as it is hashed: a block, or a list that may hold blocks."""
+    if isinstance(config, list):
+        return [_below(v, c) for v, c in zip(value, config, strict=True)]
+    return _without_born(value, config) if hasattr(type(config), "model_fields") else value
 
 
 def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:

@@ -102,7 +102,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},
               "execution.batch_size": 2, "execution.device": "cuda"},
 }
-BLOCKS = {"objective", "dpo", "kto", "grpo"}  # tried by test_each_objective_and_its_settings_move_it
+BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd"}  # tried by test_each_objective_and_its_settings_move_it
 MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it
 
 
@@ -187,6 +187,14 @@ OBJECTIVES = [
     *({"objective": "grpo", "grpo": GRPO | more, "reward_code": "rewards.py"} for more in (
         {}, {"beta": 0.1}, {"generations": 5}, {"max_new_tokens": 9}, {"temperature": 0.5}, {"loss": "grpo"}, {"epsilon": 0.1},
         {"rewards": [{"exact_match": {}}, {"python": {}}]}, {"rewards": [{"exact_match": {}}, {"python": {"weight": 2.0}}]},
+    )),
+    *({"objective": "gkd", "teacher": "model"} | more for more in (
+        {}, {"gkd": {"divergence": "jsd"}}, {"gkd": {"divergence": "jsd", "beta": 0.1}}, {"gkd": {"on_policy": 1.0}}, {"gkd": {"temperature": 0.5}},
+        {"gkd": {"max_new_tokens": 9}}, {"teacher": {"model": "t", "base_url": "http://a/v1"}}, {"teacher": {"model": "u", "base_url": "http://a/v1"}},
+        {"teacher": {"model": "t", "base_url": "http://a/v1"}, "gkd": {"top_k": 5}},
+    )),
+    *({"objective": "grpo", "grpo": {"rewards": [{"judge": {"rubric": "a", "teacher": {"model": "t"}} | more}]}} for more in (
+        {}, {"rubric": "b"}, {"teacher": {"model": "u"}}, {"max_tokens": 99}, {"temperature": 0.5}, {"consistency": 0.5},
     )),
 ]  # fmt: skip
 

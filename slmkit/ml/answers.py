@@ -1,10 +1,11 @@
-"""Answers written by a model that is being trained: greedy, so that measuring draws no random numbers and steers nothing."""
+"""Answers written by a model that is being trained: greedy, so that measuring draws no random numbers and steers nothing; or sampled."""
 
 from __future__ import annotations
 
 import torch
 
 from slmkit.ml.pairs import Prompt
+from slmkit.ml.writer import Ask, Writer
 
 AT_ONCE = 32  # prompts per batch
 
@@ -35,3 +36,21 @@ def greedy(model: torch.nn.Module, prompts: list[Prompt], ends: set[int], pad: i
 def until_end(ids: list[int], ends: set[int]) -> list[int]:
     """Up to and with the first id that ends a turn."""
     return next((ids[: k + 1] for k, one in enumerate(ids) if one in ends), ids)
+
+
+def sampled(
+    model: torch.nn.Module, tokenizer, prompts: list[list[int]], ends: frozenset[int], most: int, temperature: float, seeds: list[int],
+    where: torch.device,
+) -> list[list[int]]:  # fmt: skip
+    """As `greedy`, drawn at a temperature: each row from a generator of its own, so that the rows beside it change nothing."""
+    was_training, written = model.training, {}
+    writer = Writer(model, tokenizer, where)
+    longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(longest), AT_ONCE):
+        part = longest[start : start + AT_ONCE]
+        heard: list[list[int]] = [[] for _ in part]
+        asks = [Ask(tuple(prompts[i]), most, ends, temperature, seed=seeds[i] % 2**63) for i in part]
+        writer.write(asks, lambda row, token, heard=heard: heard[row].append(token.id) is None)
+        written |= dict(zip(part, heard, strict=True))
+    model.train(was_training)
+    return [written[i] for i in range(len(prompts))]

@@ -18,7 +18,7 @@ from slmkit.ml.writer import Ask, Token, Wrote
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
 SAMPLING = {"temperature", "top_p", "seed", "stop", "n"}
 CHAT = HARMLESS | SAMPLING | {"messages", "tools", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"}
-PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of"}
+PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of", "return_tokens_as_token_ids"}
 NEUTRAL = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,),
            "suffix": ("",), "best_of": (1,), "modalities": (["text"],)}  # fmt: skip
 """Parameters that are accepted with the values that change nothing."""
@@ -101,7 +101,7 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     stop = (stop,) if isinstance(stop, str) else tuple(s for s in stop if s)
     seed = _integer(body, "seed", -(2**63), 2**63, None)
     common = {"ends": speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0), "top_p": _number(body, "top_p", 0, 1, 1.0),
-              "stop": stop, "top_logprobs": top, "echo": echo}  # fmt: skip
+              "stop": stop, "top_logprobs": top, "echo": echo, "numbered": bool(body.get("return_tokens_as_token_ids"))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     return [Ask(ids, most, seed=None if seed is None else abs(seed) + k, **common) for k in range(n)]
 
@@ -174,16 +174,20 @@ def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Spe
     choices = []
     for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
         text = (speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else "") + w.text
-        logs = plain_logprobs([*w.prompt, *w.tokens], speaker) if ask.top_logprobs is not None else None
+        logs = plain_logprobs([*w.prompt, *w.tokens], speaker, ask.numbered) if ask.top_logprobs is not None else None
         choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
     return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
 
 
-def plain_logprobs(tokens: list[Token], speaker: Speaker) -> dict:
+def plain_logprobs(tokens: list[Token], speaker: Speaker, numbered: bool = False) -> dict:
     def text(id_: int) -> str:
         return speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
 
+    def name(id_: int) -> str:
+        return f"token_id:{id_}" if numbered else text(id_)
+
     texts = [text(t.id) for t in tokens]
     offsets = list(accumulate(map(len, texts[:-1]), initial=0)) if texts else []
-    tops = [None if t.logprob is None else {text(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
-    return {"tokens": texts, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}
+    tops = [None if t.logprob is None else {name(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
+    shown = [name(t.id) for t in tokens] if numbered else texts
+    return {"tokens": shown, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}

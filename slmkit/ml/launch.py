@@ -69,7 +69,8 @@ def run(ctx: Context, kind: str, config: Any, processes: int) -> Result:
     home.mkdir(parents=True)
     order = {
         "kind": kind, "config": config.model_dump(mode="json"), "execution": ctx.execution.model_dump(mode="json"), "out": str(ctx.out),
-        "state": str(ctx.state), "step": ctx.step, "inputs": {role: _packed(given) for role, given in ctx.inputs.items()},
+        "state": str(ctx.state), "step": ctx.step, "ledgers": str(ctx.ledgers),
+        "inputs": {role: _packed(given) for role, given in ctx.inputs.items()},
     }  # fmt: skip
     (home / "order.json.partial").write_text(json.dumps(order), encoding="utf-8")
     os.replace(home / "order.json.partial", home / "order.json")
@@ -205,7 +206,7 @@ def main(home: Path) -> None:
         Path(order["out"]), Path(order["state"]), {role: _unpacked(given) for role, given in order["inputs"].items()},
         module.Execution.model_validate(order["execution"]), lambda event, **fields: tell({"event": event} | fields),
         lambda done, total, what, **numbers: tell({"progress": [done, total, what], "numbers": numbers}),
-        lambda name: os.environ[name], order["step"],
+        lambda name: os.environ[name], order["step"], Path(order["ledgers"]),
     )  # fmt: skip
     try:
         result = module.run(ctx, module.Config.model_validate(order["config"]))

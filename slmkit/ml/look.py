@@ -60,7 +60,7 @@ def examine(facts: dict, given, config, data: Rows) -> dict:
     chat.refuse_form(data, config.objective)
     kwargs = {"max_length": config.max_length, "thinking": config.thinking, "allow_truncation": True}
     ends = models.end_ids(given, tokenizer)
-    if config.objective == "sft":
+    if config.objective in ("sft", "gkd"):
         encoded = chat.encode(data, tokenizer, loss_on=config.loss_on, ends=ends, too_long=config.too_long, **kwargs)
         made, measured = encoded.examples, tokens(encoded, config.max_length)
     elif config.objective == "grpo":

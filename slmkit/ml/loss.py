@@ -21,8 +21,8 @@ def keeps_logits(model: torch.nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
 
-def summed(model: torch.nn.Module, batch: dict[str, torch.Tensor], some: bool) -> torch.Tensor:
-    """Negative log-likelihood in nats, summed over the batch's trained tokens (a zero with a gradient where there are none).
+def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], some: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits [trained tokens, vocabulary], in the order of rows and places; a zero with a gradient, for batches without a trained token).
 
     some: the model takes `logits_to_keep` (see `keeps_logits`).
     """
@@ -35,10 +35,15 @@ def summed(model: torch.nn.Module, batch: dict[str, torch.Tensor], some: bool) -
         logits = model(**rest, use_cache=False, logits_to_keep=columns).logits
     else:
         logits = model(**rest, use_cache=False).logits[:, columns]
-    chosen = wanted[:, columns]
-    if not chosen.any():
-        return logits.sum() * 0.0
-    return cross_entropy(logits[chosen].float(), batch["labels"][:, 1:][:, columns][chosen], reduction="sum")
+    return logits[wanted[:, columns]], logits.sum() * 0.0
+
+
+def summed(model: torch.nn.Module, batch: dict[str, torch.Tensor], some: bool) -> torch.Tensor:
+    """Negative log-likelihood in nats, summed over the batch's trained tokens (a zero with a gradient where there are none)."""
+    logits, zero = logits_of(model, batch, some)
+    if not len(logits):
+        return zero
+    return cross_entropy(logits.float(), batch["labels"][:, 1:][batches.trained(batch)], reduction="sum")
 
 
 @torch.no_grad()

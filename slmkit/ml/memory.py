@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from slmkit.errors import CannotRun, SlmkitError, StepFailed
+from slmkit.ml import models
 from slmkit.ml.chat import Example
 from slmkit.steps import _memory
 
@@ -31,7 +32,8 @@ def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
     rank = config.lora.r if config.lora else 0
     width = 4 if run.dtype == torch.float32 else 2
     recompute = run.ctx.execution.gradient_checkpointing
-    more = _memory.objective(config.objective, config.grpo, config.batch_size, run.world, config.method == "full")
+    local = run.ctx.inputs.get("teacher")
+    more = _memory.objective(config, run.world, models.weight_bytes(local) if local else 0)
     return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, run.where.type == "cuda", **more)
 
 

@@ -94,7 +94,7 @@ class Prompts:
 
 
 FORMS = {"dpo": ("preference",), "kto": ("label",), "grpo": ("messages", "completion")}
-"""The forms of rows that an objective learns from; sft from all others."""
+"""The forms of rows that an objective learns from; sft and gkd from all others."""
 
 
 def refuse_form(data: Rows, objective: str) -> None:

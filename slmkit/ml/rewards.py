@@ -36,14 +36,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reward:
-    """name: as reported. top: the most that `score` can give, None where nobody knows. needs_reference: of every row."""
+    """name: as reported. top: the most that `score` can give, None where nobody knows. needs_reference: of every row.
+
+    judge: the settings of one that compares all answers to a prompt (slmkit.ml.judge); it has no score for an answer alone.
+    """
 
     name: str
     kind: str
     weight: float
-    score: Callable[[Answer], float]
+    score: Callable[[Answer], float] | None
     top: float | None = 1.0
     needs_reference: bool = False
+    judge: Any = None
 
 
 def build(entries: list, code: Path | None) -> list[Reward]:
@@ -53,9 +57,10 @@ def build(entries: list, code: Path | None) -> list[Reward]:
         name, said = next((n, v) for n, v in entry if v is not None)
         label = said.function if name == "python" else name
         count = sum(r.name.rpartition("_")[0] == label or r.name == label for r in made)
-        top = {"python": None, "length": 0.0}.get(name, 1.0)
-        needs = name in ("exact_match", "numeric")
-        made.append(Reward(f"{label}_{count + 1}" if count else label, said.kind, said.weight, _score(name, said, code), top, needs))
+        top = {"python": None, "length": 0.0, "judge": None}.get(name, 1.0)
+        needs, judge = name in ("exact_match", "numeric"), said if name == "judge" else None
+        score = None if judge else _score(name, said, code)
+        made.append(Reward(f"{label}_{count + 1}" if count else label, said.kind, said.weight, score, top, needs, judge))
     return made
 
 

@@ -47,7 +47,8 @@ class Prepared:
     """What an objective made of the rows. values: for the result. measure: trained model → validation loss (lower is better).
 
     inputs: some batches as the model takes them, for adapters that begin from the data. course: what was logged → more values.
-    micro: rows per forward pass.
+    micro: rows per forward pass. finish: the model that comes out → more values. repeats: would the same run give the same again, as far as
+    what it asks others is concerned?
     """
 
     examples: Any
@@ -57,6 +58,8 @@ class Prepared:
     inputs: Callable[[torch.device], list[dict]] | None = None
     course: Callable[[list[dict]], dict] = lambda history: {}
     micro: int = 1
+    finish: Callable[[torch.nn.Module], dict] = lambda model: {}
+    repeats: bool = True
 
 
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
@@ -88,6 +91,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     if config.keep == "best":
         best = watch.load_best(trainer.model, ctx.state)
         values |= {"best_step": best["step"], "validation_loss": best["loss"]}
+    values |= prepared.finish(trainer.model)
     kept = shards.whole(trainer.model) if shards.is_sharded(trainer.model) else None
     if run.rank == 0:
         curves.draw(trainer.state.log_history, ctx.out / "loss.png")
@@ -97,7 +101,8 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     del trainer, model
     models.free()
     card = cards.trained(given, ctx.inputs["data"], config, values, adapter=config.method != "full")
-    return Result(values, card=card, cost=cost, seed=config.seed, determinism="exact" if where.type == "cpu" and run.world == 1 else "seeded")
+    again = "none" if not prepared.repeats else "exact" if where.type == "cpu" and run.world == 1 else "seeded"
+    return Result(values, card=card, cost=cost, seed=config.seed, determinism=again)
 
 
 def _device(name: str, here: launch.Place) -> torch.device:

@@ -21,6 +21,7 @@ class Ask:
     """One prompt. ids: its tokens. temperature 0 is greedy. top_logprobs: how many alternatives to report a token; None for no logprobs.
 
     echo: report the prompt's own tokens too. ends: ids that end the answer. stop: texts that end it, left out of it.
+    numbered: logprobs name tokens as `token_id:7`, not by text, which two tokens may share.
     """
 
     ids: tuple[int, ...]
@@ -32,6 +33,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     echo: bool = False
+    numbered: bool = False
 
 
 @dataclass(frozen=True)

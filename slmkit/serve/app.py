@@ -177,7 +177,8 @@ class _Row:
     def choice(self, piece: Any, token: Token | None = None, finish: str | None = None) -> dict:
         logs = None
         if token is not None:
-            logs = {"content": [completions.chat_logprob(token, self.speaker)]} if self.chat else completions.plain_logprobs([token], self.speaker)
+            plain = None if self.chat else completions.plain_logprobs([token], self.speaker, self.ask.numbered)
+            logs = plain or {"content": [completions.chat_logprob(token, self.speaker)]}
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
         delta = piece if isinstance(piece, dict) else ({"content": piece} if piece is not None else {})

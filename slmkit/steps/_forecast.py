@@ -14,8 +14,8 @@ CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as me
 OVERHEAD = 4e-3  # seconds a layer takes in a forward and backward pass, whatever its size
 
 
-def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate.Size) -> dict[str, int | str]:
-    """Everything that the sizes tell."""
+def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate.Size, teacher: int = 0) -> dict[str, int | str]:
+    """Everything that the sizes tell. teacher: bytes of the weights of one that is run here."""
     shape = _memory.shape(model.path) if model.path else None
     about = _estimate.rows(data, model)
     out: dict[str, int | str] = {}
@@ -28,20 +28,22 @@ def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate
     rank = config.lora.r if config.lora else 0
     out["disk_bytes"] = shape.bytes if config.method == "full" else rank * shape.sides * 4
     if about:
-        out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length))
+        out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length), teacher)
     if about and config.objective == "sft":
         out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out["micro_batch"])
     return out
 
 
-def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int) -> dict[str, int | str]:
+def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int, teacher: int) -> dict[str, int | str]:
     gpu = execution.device.startswith("cuda")
     share = config.batch_size // (execution.processes if isinstance(execution.processes, int) else 1)
     world = execution.processes if isinstance(execution.processes, int) else 1
     if config.objective == "grpo":
         share, longest = config.batch_size * config.grpo.generations // world, longest + config.grpo.max_new_tokens
     choices = [n for n in range(1, 9) if share % n == 0] or [1]
-    more = _memory.objective(config.objective, config.grpo, config.batch_size, world, config.method == "full")
+    if config.objective == "gkd" and config.gkd.on_policy:
+        longest += config.gkd.max_new_tokens
+    more = _memory.objective(config, world, teacher)
     load = _memory.Load(config.method, rank, width(config.precision), 1, longest, longest, execution.gradient_checkpointing, gpu, **more)
     free = _memory.free_memory()
     micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1

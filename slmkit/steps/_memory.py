@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = 640e6  # torch, transformers, peft, trl: 560 MB resident once imported, and their work space, 80 MB with a model of 1M weights
 LOGIT = 12  # bytes a logit: itself, its float copy, its gradient
+TAUGHT = 28  # where a teacher's distribution stands beside it: its log-probability, the student's, and what their divergence holds for its gradient
 ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
 TILE = (4096, 8192)  # tokens and vocabulary of the tile in which TRL's fused head makes logits
 TILED = 32  # bytes a logit of that tile where torch's own operations work on it: itself, its floats, exponentials, products, masks
@@ -62,6 +64,7 @@ class Load:
 
     sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards.
     sampled: answers generated at once, for rewards. copies: further models of the same weights (a reference of full training).
+    logit: bytes a logit of a trained token. teacher: bytes of another model's weights that stand beside this one.
     """
 
     method: str
@@ -76,15 +79,20 @@ class Load:
     fused: bool = False
     sampled: int = 0
     copies: int = 0
+    logit: int = LOGIT
+    teacher: int = 0
 
 
-def objective(name: str, said: object, batch_size: int, world: int = 1, full: bool = False) -> dict:
-    """What an objective changes of a Load. said: its block of the config."""
-    if name == "sft":
+def objective(config: Any, world: int = 1, teacher: int = 0) -> dict:
+    """What an objective changes of a Load. teacher: bytes of the weights of one that is run here."""
+    if config.objective == "sft":
         return {}
-    if name == "grpo":
-        return {"fused": True, "sampled": batch_size * said.generations // world, "copies": int(full and said.beta > 0)}
-    return {"fused": True, "sequences": 2 if name == "dpo" else 1}
+    if config.objective == "gkd":  # its own answers are written in parts of this many, without a gradient
+        return {"logit": TAUGHT, "teacher": teacher, "sampled": min(config.batch_size // world, 32) if config.gkd.on_policy else 0}
+    if config.objective == "grpo":
+        said, full = config.grpo, config.method == "full"
+        return {"fused": True, "sampled": config.batch_size * said.generations // world, "copies": int(full and said.beta > 0)}
+    return {"fused": True, "sequences": 2 if config.objective == "dpo" else 1}
 
 
 def parts(model: Shape, load: Load) -> dict[str, int]:
@@ -108,6 +116,8 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
         "activations": tokens * number * (kept + TRANSIENT * model.mlp),
         "logits": _logits(model, load, tokens),
     }
+    if load.teacher:
+        found["teacher"] = load.teacher
     if load.copies:
         found["reference"] = weights * load.copies
     if load.sampled:  # sampling and learning take turns: what counts is the larger
@@ -120,7 +130,7 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
 
 def _logits(model: Shape, load: Load, tokens: int) -> int:
     if not load.fused:
-        return load.micro * load.trained * model.vocabulary * LOGIT
+        return load.micro * load.trained * model.vocabulary * load.logit
     tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
     return tile + tokens * model.hidden * 4 * 3 + (model.vocabulary * model.hidden * 4 if load.method == "full" else 0)
 

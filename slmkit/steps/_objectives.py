@@ -1,4 +1,4 @@
-"""What train's objectives beyond sft are told: the blocks `dpo`, `kto` and `grpo` of its config, and the rewards of grpo."""
+"""What train's objectives beyond sft are told: the blocks `dpo`, `kto`, `grpo` and `gkd` of its config, and the rewards of grpo."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps._step import Part
+from slmkit.steps._step import Born, How, Part
+from slmkit.steps._teacher import Budget, Prices, Teacher
 
-BLOCKS = ("dpo", "kto", "grpo")
-NOT_READ = {"dpo": ("loss_on", "too_long"), "kto": ("loss_on", "too_long"), "grpo": ("loss_on", "too_long")}
+BLOCKS = ("dpo", "kto", "grpo", "gkd")
+NOT_READ = {"dpo": ("loss_on", "too_long"), "kto": ("loss_on", "too_long"), "grpo": ("loss_on", "too_long"), "gkd": ("loss_on",)}
 """Fields of train that an objective does not read: refused when they are set to something."""
 Kind = Literal["content", "format"]
 
@@ -43,6 +44,35 @@ class Kto(Part):
     """Weight of good answers. Weight times count should be about the same on both sides."""
     undesirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Weight of bad answers."""
+
+
+class Gkd(Part):
+    """Distillation on a teacher's distributions, https://arxiv.org/abs/2306.13649: at every trained token the student is drawn to what the
+    teacher would have said, with all its alternatives."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """forward_kl covers all that the teacher may say; reverse_kl keeps to what it says most; jsd lies between the two."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of jsd: the teacher's share of the mixture. Towards 0 it behaves as forward_kl, towards 1 as reverse_kl."""
+    on_policy: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the steps whose answers the student writes itself (lambda in the paper); the others learn on the rows' own answers."""
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Of the student's sampling, where it writes itself."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Tokens of an answer that the student writes; longer ones are cut."""
+    top_k: Annotated[int, Field(ge=1, le=1024)] = 20
+    """Of a teacher behind an endpoint: how many tokens a place it names. The rest of them counts as one. Most servers give 20 at most."""
+
+    @field_validator("beta", "temperature", "max_new_tokens")
+    @classmethod
+    def _used(cls, value: Any, info: Any) -> Any:
+        if value == cls.model_fields[info.field_name].default:
+            return value
+        if info.field_name == "beta" and info.data.get("divergence", "jsd") != "jsd":
+            raise ValueError(f"`beta` is not read by divergence {info.data['divergence']}; write `divergence: jsd`, or leave it out")
+        if info.field_name != "beta" and info.data.get("on_policy") == 0:
+            raise ValueError(f"`{info.field_name}` is not read with `on_policy: 0`: the student writes nothing; remove it")
+        return value
 
 
 class Scored(Part):
@@ -111,7 +141,39 @@ class Length(Scored):
         return value
 
 
-REWARDS = ("exact_match", "numeric", "regex", "json_schema", "python", "length")
+class Judge(Scored):
+    rubric: Annotated[str, Field(min_length=1)]
+    """What makes an answer good, in your words. The judge sees all answers to a prompt at once and scores them against each other."""
+    teacher: Teacher
+    """Who judges: `{model: gpt-5-mini, api_key_env: OPENAI_API_KEY}`, or what `slmkit serve` serves."""
+    max_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
+    """The most tokens of a verdict. One that is cut is asked for again, once."""
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    """Of the judge's sampling. None: the endpoint's default."""
+    consistency: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the groups that are judged a second time, in another order: how far both agree is reported, and their mean counts."""
+    budget: Annotated[Budget | None, How()] = None
+    """The most that may be spent on it: `{usd: 5, tokens: 2000000, requests: 10000}`."""
+    prices: Annotated[Prices | None, How()] = None
+    """What it charges, per million tokens: `{input: 0.25, output: 2.0}`."""
+
+    @field_validator("budget")
+    @classmethod
+    def _some(cls, value: Budget | None) -> Budget | None:
+        if value is not None and (value.usd, value.tokens, value.requests) == (None, None, None):
+            raise ValueError("`budget` names none of usd, tokens, requests")
+        return value
+
+    @field_validator("prices")
+    @classmethod
+    def _priced(cls, value: Prices | None, info: Any) -> Prices | None:
+        budget = info.data.get("budget")
+        if budget is not None and budget.usd is not None and value is None:
+            raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
+        return value
+
+
+REWARDS = ("exact_match", "numeric", "regex", "json_schema", "python", "length", "judge")
 
 
 class Reward(Part):
@@ -129,6 +191,8 @@ class Reward(Part):
     """What a function of yours says."""
     length: Length | None = None
     """0 for answers of a wanted length, less the further they are from it."""
+    judge: Annotated[Judge | None, Born(None)] = None
+    """What a model says of it by a rubric, beside the other answers to the same prompt: from 0 to 1."""
 
     @model_validator(mode="before")
     @classmethod

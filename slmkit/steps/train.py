@@ -18,13 +18,14 @@ from pydantic import Field, field_validator
 
 from slmkit.steps import _estimate, _forecast, _tasks
 from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
-from slmkit.steps._objectives import NOT_READ, Dpo, Grpo, Kto
+from slmkit.steps._objectives import NOT_READ, Dpo, Gkd, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._teacher import Teacher, TeacherRef
 
 VERSION = 3
 TAKES = {
     "model": Takes("model"), "data": Takes("dataset", many=True, lone=True), "validation": Takes("dataset", optional=True),
-    "reward_code": Takes("code", optional=True),
+    "reward_code": Takes("code", optional=True), "teacher": Takes("model", "adapter", optional=True),
 }  # fmt: skip
 TAKES["tasks"] = Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files)  # is a question of theirs in the data?
 CHAT_TEMPLATES = ("plain", "chatml")
@@ -89,9 +90,9 @@ class Config(StepConfig):
     """`{patience: 3, min_delta: 0.0}` ends the training when the validation loss no longer falls."""
     keep: Literal["last", "best"] | None = None
     """Which weights come out: the last, or those of the lowest validation loss. best if early_stopping is given, else last."""
-    objective: Literal["sft", "dpo", "kto", "grpo"] = "sft"
+    objective: Literal["sft", "dpo", "kto", "grpo", "gkd"] = "sft"
     """What is optimised: sft is next-token cross-entropy on the answers; dpo learns from pairs of a chosen and a rejected answer, kto from
-    answers marked good or bad, grpo from rewards for answers that the model samples itself."""
+    answers marked good or bad, grpo from rewards for answers that the model samples itself, gkd from a teacher's distributions."""
     method: Literal["full", "lora", "qlora"] = "qlora"
     """full trains every weight; lora trains adapters on the model as it is; qlora on a 4-bit copy of it (NF4, double quantization)."""
     lora: Lora | None = None
@@ -102,6 +103,11 @@ class Config(StepConfig):
     """Settings of objective kto."""
     grpo: Annotated[Grpo | None, Born(None)] = None
     """Settings of objective grpo; its `rewards` must be given."""
+    gkd: Annotated[Gkd | None, Born(None)] = None
+    """Settings of objective gkd."""
+    teacher: Annotated[TeacherRef | None, Born(None)] = None
+    """Whose distributions gkd learns: a model or adapter that is run here, such as `demo:teacher`, or an endpoint that reports the prompt's
+    logprobs, `{model: …, base_url: http://localhost:8000/v1}`: `slmkit serve`, vLLM."""
     reward_code: Ref | None = None
     """A Python file with the functions that grpo's `python` rewards name."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
@@ -145,7 +151,7 @@ class Config(StepConfig):
             raise ValueError(f"{what}; write `method: lora`")
         return {} if value is None and info.data.get("method") in ("lora", "qlora") else value
 
-    @field_validator("dpo", "kto", "grpo", mode="before")
+    @field_validator("dpo", "kto", "grpo", "gkd", mode="before")
     @classmethod
     def _block(cls, value: Any, info: Any) -> Any:
         objective = info.data.get("objective")
@@ -161,8 +167,27 @@ class Config(StepConfig):
         objective = info.data.get("objective")
         if value and objective == "grpo" and value.dropout:
             raise ValueError("`dropout` is not read by objective grpo: answers are sampled from the model that is trained; remove it")
-        if value and objective != "sft" and any(n.rpartition(".")[2] == "lm_head" for n in value.modules_to_save):
+        if value and objective not in ("sft", "gkd") and any(n.rpartition(".")[2] == "lm_head" for n in value.modules_to_save):
             raise ValueError(f"objective {objective} computes probabilities from lm_head's own weights; remove it from `modules_to_save`")
+        return value
+
+    @field_validator("teacher")
+    @classmethod
+    def _taught(cls, value: Any, info: Any) -> Any:
+        objective, gkd = info.data.get("objective"), info.data.get("gkd")
+        if value is not None and objective not in (None, "gkd"):
+            raise ValueError(f"`teacher` is not read by objective {objective}; remove it, or write `objective: gkd`")
+        if value is None and objective == "gkd":
+            raise ValueError("objective gkd needs `teacher`: a model that is run here, such as `demo:teacher`, or an endpoint with logprobs")
+        if gkd and gkd.top_k != Gkd().top_k and not isinstance(value, Teacher):
+            raise ValueError("`gkd.top_k` is read for a teacher behind an endpoint only: one that is run here gives whole distributions; remove it")
+        return value
+
+    @field_validator("grpo")
+    @classmethod
+    def _judged(cls, value: Grpo | None, info: Any) -> Grpo | None:
+        if value and info.data.get("validation") is not None and all(r.judge for r in value.rewards):
+            raise ValueError("`validation` needs a reward besides `judge`, which compares answers with one another; add one, or remove it")
         return value
 
     @field_validator("reward_code")
@@ -243,9 +268,19 @@ class Execution(StepExecution):
     """Findings in the data that neither stop the training (the first four) nor are warned of. `slmkit data` shows what was found."""
 
 
+def blocked(config: Config, execution: Execution) -> str | None:
+    """A key that is not set is known before anything runs."""
+    asked = [r.judge.teacher for r in (config.grpo.rewards if config.grpo else ()) if r.judge]
+    for teacher in [*asked, *([config.teacher] if isinstance(config.teacher, Teacher) else [])]:
+        if teacher.api_key_env and not os.environ.get(teacher.api_key_env):
+            return f"the environment variable {teacher.api_key_env} is not set (the key of {teacher.model})"
+    return None
+
+
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int | str]:
     """Steps, tokens, memory at the peak, disk, time; what cannot be known is left out."""
-    return _forecast.training(config, execution, sizes["model"][0], _estimate.together(sizes["data"]))
+    teacher = sum(size.bytes or 0 for size in sizes.get("teacher") or ())
+    return _forecast.training(config, execution, sizes["model"][0], _estimate.together(sizes["data"]), teacher)
 
 
 def run(ctx: Context, config: Config) -> Result:

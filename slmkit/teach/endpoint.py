@@ -64,12 +64,19 @@ class Endpoint:
 
     async def call(self, body: dict[str, Any]) -> Answer:
         """One chat completion. Raises Failure, or a SlmkitError that ends everything (a wrong key, a bad request)."""
+        try:
+            return answer(await self.post("/chat/completions", body))
+        except Malformed as e:
+            raise Failure("lost", f"the response is no chat completion: {str(e)[:80]}") from None
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON of a response. Raises as `call` does."""
         openai = self.openai
         try:
-            response = await self.client.post("/chat/completions", cast_to=self.raw, body=body)
-            return answer(json.loads(response.content))
-        except (Malformed, ValueError) as e:  # status 200 and no JSON: a proxy's page
-            raise Failure("lost", f"the response is no chat completion: {str(e)[:80]}") from None
+            response = await self.client.post(path, cast_to=self.raw, body=body)
+            return json.loads(response.content)
+        except ValueError as e:  # status 200 and no JSON: a proxy's page
+            raise Failure("lost", f"the response is no JSON: {str(e)[:80]}") from None
         except openai.APIStatusError as e:
             raise self._status(e) from None
         except openai.APIConnectionError as e:  # a time-out is one too

@@ -79,6 +79,12 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other(tmp_path_factory) -> Path:
+    """A teacher for tiny: the same tokens, other weights."""
+    return make_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
 def untemplated(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "plain", template=None)
 

@@ -16,7 +16,7 @@ from slmkit.steps import eval as eval_step
 from slmkit.steps import merge, quantize, train
 from slmkit.steps._objectives import NOT_READ
 
-INPUTS = {"model", "data", "validation", "reward_code"}
+INPUTS = {"model", "data", "validation", "reward_code", "teacher"}
 """What these hold is what is trained: any training test would fail without them."""
 SFT, ALL = ("sft",), ("sft", "dpo", "kto", "grpo")
 TRIED: dict[str, tuple[tuple[str, ...], dict, str]] = {
@@ -51,6 +51,12 @@ TRIED: dict[str, tuple[tuple[str, ...], dict, str]] = {
     "grpo.beta": (("grpo",), {"grpo": {"beta": 1.0}, "max_steps": 4}, "run"),
     "grpo.loss": (("grpo",), {"grpo": {"loss": "dr_grpo"}}, "arguments"),
     "grpo.epsilon": (("grpo",), {"grpo": {"epsilon": 0.5}}, "arguments"),
+    "gkd.divergence": (("gkd",), {"gkd": {"divergence": "reverse_kl"}}, "run"),
+    "gkd.beta": (("gkd",), {"gkd": {"divergence": "jsd", "beta": 0.9}}, "run"),
+    "gkd.on_policy": (("gkd",), {"gkd": {"on_policy": 1.0}}, "run"),
+    "gkd.temperature": (("gkd",), {"gkd": {"temperature": 0.1}}, "run"),
+    "gkd.max_new_tokens": (("gkd",), {"gkd": {"max_new_tokens": 2}}, "run"),
+    "gkd.top_k": (("gkd",), {"gkd": {"top_k": 5}}, "tests/ml/test_gkd.py"),
     "learning_rate": (ALL, {"learning_rate": 1e-3}, "run"),
     "schedule": (ALL, {"schedule": "constant", "max_steps": 4}, "run"),
     "warmup": (ALL, {"warmup": 0.9}, "run"),
@@ -118,7 +124,8 @@ def _types(annotation: Any) -> list:
 
 def test_every_field_has_an_entry() -> None:
     assert {f for f in leaves(train.Config) if not f.startswith("grpo.rewards.")} - INPUTS == set(TRIED) - {"grpo.rewards"}
-    assert {f.removeprefix("grpo.rewards.") for f in leaves(train.Config) if f.startswith("grpo.rewards.")} == set(REWARDS)
+    rewards = {f.removeprefix("grpo.rewards.") for f in leaves(train.Config) if f.startswith("grpo.rewards.")}
+    assert {f for f in rewards if not f.startswith("judge.")} == set(REWARDS)  # a judge's are tried in tests/ml/test_judge.py
     # read by methods, tried where they are read: tests/ml/test_merge.py, test_gptq.py, test_eval.py
     assert set(merge.Config.model_fields) == {"model", "dtype"}
     assert set(quantize.Config.model_fields) == {"model", "method", "backend", *quantize.READ_BY}
@@ -134,11 +141,13 @@ def merged(objective: str, more: dict) -> dict:
     more = dict(more)
     if objective == "grpo":
         more["grpo"] = GRPO | more.get("grpo", {})
+    if objective == "gkd":
+        more["gkd"] = {"max_new_tokens": 6} | more.get("gkd", {})
     return BASE | more
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path):
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path, other: Path):
     """(objective, config) → all that can be seen of its run; each run once."""
     from tests.ml.test_objectives import FORMS, Tried, data
     from tests.ml.test_train import run
@@ -163,7 +172,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path):
                 tried, result = run(root, tiny, *_files(root), execution, **given)
                 tried.values, tried.named = result.values, lambda name: [e for e in tried.events if e["event"] == name]
             else:
-                tried = Tried(root, tiny, objective, execution, validation=data(form, 6), given_rows=data(form, 12), **given)
+                teacher = {"teacher": other} if objective == "gkd" else {}
+                tried = Tried(root, tiny, objective, execution, validation=data(form, 6), given_rows=data(form, 12), **given, **teacher)
             measured = [e["loss"] for e in tried.named("validation")]
             files = {p.name: p.read_bytes() for p in tried.out.glob("*") if p.suffix in (".safetensors", ".json", ".jinja")}
             known[key] = (files, measured, tried.values["steps"], tried.values["trained_tokens"] if objective != "grpo" else 0)
@@ -172,7 +182,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path):
     return look
 
 
-RUN = [(o, f) for f, (objectives, more, where) in TRIED.items() for o in objectives if where == "run" and more and o in ("sft", "dpo", "grpo", "kto")]
+RUN = [(o, f) for f, (objectives, more, where) in TRIED.items() for o in objectives if where == "run" and more and o in (*ALL, "gkd")]
 
 
 @pytest.mark.parametrize(("objective", "field"), RUN)
@@ -185,6 +195,8 @@ def test_another_value_is_another_training(seen, objective: str, field: str) -> 
         before["early_stopping"] = {"patience": 2, "min_delta": 0.0}
     if field == "dpo.label_smoothing":
         before = {"dpo": {"loss": "robust"}}
+    if field == "gkd.beta":
+        before = {"gkd": {"divergence": "jsd"}}
     if field == "too_long":
         before = {"too_long": "cut_start", "max_length": 24}
     assert seen(objective, more) != seen(objective, before), "nothing that can be seen depends on it"
@@ -198,7 +210,7 @@ def test_what_an_objective_does_not_read_it_refuses(objective: str, field: str) 
         given.pop("max_length")
     with pytest.raises(ValidationError, match=f"`{field.rpartition('.')[2]}` is not read by|`{block}` is not read by"):
         train.Config(**{"model": "m", "data": "d", "objective": objective} | merged(objective, given))
-    assert block in NOT_READ.get(objective, ()) or block in ("dpo", "kto", "grpo", "lora")
+    assert block in NOT_READ.get(objective, ()) or block in ("dpo", "kto", "grpo", "gkd", "lora")
 
 
 @pytest.mark.parametrize(("said", "argument", "value"), [({"loss": "dr_grpo"}, "loss_type", "dr_grpo"), ({"epsilon": 0.5}, "epsilon", 0.5)])

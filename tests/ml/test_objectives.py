@@ -1,4 +1,4 @@
-"""dpo, kto and grpo: what they learn, what they refuse, and that a stopped run ends in the same bytes."""
+"""dpo, kto, grpo and gkd: what they learn, what they refuse, and that a stopped run ends in the same bytes."""
 
 import json
 import os
@@ -47,19 +47,21 @@ def data(form: str, n: int = 20) -> rows.Rows:
     return rows.of("rows.jsonl", form, made)
 
 
-FORMS = {"dpo": "preference", "kto": "label", "grpo": "messages"}
+FORMS = {"dpo": "preference", "kto": "label", "grpo": "messages", "gkd": "messages"}
 
 
 class Tried:
     """One run at the level of training.train."""
 
     def __init__(self, root: Path, model: Path, objective: str, execution: dict | None = None, validation=None, given_rows=None, code=None,
-                 killed_at=None, **more):
+                 killed_at=None, teacher=None, **more):
         self.out, self.state, self.events = root / "out", root / "state", []
         self.out.mkdir(parents=True, exist_ok=True)
         self.state.mkdir(exist_ok=True)
         if objective == "grpo":
             more = {"grpo": EXACT} | more
+        if objective == "gkd":
+            more = {"teacher": teacher if isinstance(teacher, dict) else str(teacher), "gkd": {"max_new_tokens": 4}} | more
         if validation is not None:
             more["validation"] = "v"
         if code:
@@ -67,10 +69,13 @@ class Tried:
         train_rows = given_rows if given_rows is not None else data(FORMS[objective])
         inputs = {"model": given(model, "model", name="base"), "data": (given("d", "dataset", "data"),)}
         inputs["reward_code"] = given(code, "code") if code else None
+        local = objective == "gkd" and not isinstance(teacher, dict)
+        inputs["teacher"] = given(teacher, "model", "teacher", digest="0" * 64) if local else None
         execution = {"allow": ["leaks", "duplicates", "empty"]} | (execution or {})  # few cities and digits make few rows
         ctx = Context(
             step="sft", out=self.out, state=self.state, inputs=inputs, execution=step.Execution(**execution),
             log=lambda event, **fields: self.log(killed_at, event, **fields), progress=lambda *a, **k: None, secret=lambda name: "",
+            ledgers=root / "ledgers",
         )  # fmt: skip
         xray.check_rows(ctx, train_rows, validation)
         self.result = training.train(ctx, step.Config(**QUICK | {"objective": objective} | more), train_rows, validation)
@@ -183,6 +188,7 @@ def test_grpo_stops_when_there_is_nothing_to_learn(tmp_path, tiny):
     assert tried.values["steps"] == 20 and "all there is" in tried.values["stopped_early"]
 
 
+EVERY_STEP = {"checkpoint_every": 1, "allow": ["duplicates", "leaks"]}
 CHILD = """
 import os, signal, sys; sys.path[:0] = {path!r}
 import torch; torch.set_num_threads(1)
@@ -191,26 +197,28 @@ from test_objectives import FORMS, Tried
 for objective in FORMS:
     child = os.fork()
     if not child:
-        Tried(Path({root!r}) / objective, Path({model!r}), objective, {{"checkpoint_every": 1}}, batch_size=8, killed_at=4)
+        Tried(Path({root!r}) / objective, Path({model!r}), objective, {execution!r}, batch_size=8, killed_at=4, teacher=Path({teacher!r}))
     if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
         sys.exit(objective + " was not killed")
 """
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, tiny) -> Path:
+def killed(tmp_path_factory, tiny, other) -> Path:
     """Folders of runs that were killed right after their fourth step of six."""
     root = tmp_path_factory.mktemp("killed")
-    code = CHILD.format(path=[str(Path(__file__).parent), str(Path.cwd())], root=str(root), model=str(tiny))
+    paths = [str(Path(__file__).parent), str(Path.cwd())]
+    code = CHILD.format(path=paths, root=str(root), model=str(tiny), teacher=str(other), execution=EVERY_STEP)
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     return root
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
-def test_killed_and_resumed_gives_the_same_bytes(tmp_path, tiny, killed, objective):
-    """20 rows in steps of 8 make three steps an epoch: the run was killed in its second, whose order is another."""
-    whole = Tried(tmp_path, tiny, objective, {"checkpoint_every": 1}, batch_size=8)
-    resumed = Tried(killed / objective, tiny, objective, {"checkpoint_every": 1}, batch_size=8)
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo", "gkd"])
+def test_killed_and_resumed_gives_the_same_bytes(tmp_path, tiny, killed, other, objective):
+    """20 rows in steps of 8 make three steps an epoch: the run was killed in its second, whose order is another. gkd's student writes every
+    second step."""
+    whole = Tried(tmp_path, tiny, objective, EVERY_STEP, batch_size=8, teacher=other)
+    resumed = Tried(killed / objective, tiny, objective, EVERY_STEP, batch_size=8, teacher=other)
     assert resumed.named("resumed") == [{"event": "resumed", "step": 4}] and resumed.bytes == whole.bytes
     assert all(v.abs().max() > 1e-4 for k, v in load_file(whole.out / "adapter_model.safetensors").items() if "lora_B" in k)  # it learned
 

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import minds
+from tests.support import judges, minds
 
 
 def says(prompt: str) -> str:
@@ -30,7 +30,7 @@ def _serve(log: str, faults: dict) -> None:
     from aiohttp import web
 
     numbers = iter(range(1, 10**9))
-    mind = getattr(minds, faults["mind"]) if faults.get("mind") else None
+    mind = (vars(minds) | vars(judges))[faults["mind"]] if faults.get("mind") else None
     out = open(log, "a", buffering=1)  # noqa: SIM115  for the life of the process
 
     def note(kind: str, **more) -> None:
@@ -68,7 +68,7 @@ def _serve(log: str, faults: dict) -> None:
         text = faults.get("script", {}).get(prompt, says(prompt))
         if isinstance(text, list):  # one for each seed
             text = text[(body.get("seed") or 0) % len(text)]
-        message = {"role": "assistant", "content": text} if mind is None else mind(body)
+        message = {"role": "assistant", "content": text} if mind is None else mind(body, number)
         text = json.dumps(message) if mind else text
         usage = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": min(len(text) // 4 + 1, body["max_tokens"])}
         finish = "length" if len(text) // 4 + 1 > body["max_tokens"] else "stop"
@@ -169,7 +169,7 @@ class Teacher:
 
 def start(folder: Path, **faults) -> Teacher:
     """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer;
-    mind: a function of tests/support/minds.py that answers by the whole body, which is then kept in the log."""
+    mind: a function of tests/support/minds.py or judges.py that answers by the whole body, which is then kept in the log."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()

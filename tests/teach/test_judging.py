@@ -54,8 +54,8 @@ def test_what_the_judge_is_shown_carries_the_order():
     said = judging.ask_scores(templates.load("rank", None), "p:1", known, ["four", "five"], [1, 0], "right?", SCALE)
     text = said[-1]["content"]
     assert text.index("five") < text.index("four") and '<answer id="1">\nfive' in text and "right?" in text and "from 1 (bad) to 10" in text
-    shown = json.loads(text[text.rindex("\n") + 1 :])
-    assert [(one["id"], one["score"]) for one in shown] == [(1, 10), (2, 1)]
+    shape = json.loads(text[text.rindex("\n") + 1 :])
+    assert shape == [{"id": 1, "reason": "a sentence", "score": 10}, {"id": 2, "reason": "a sentence", "score": 1}]
     one = judging.ask_score(templates.load("judge", None), "p:1", known | {"reference": "4"}, "four", "right?", SCALE)[-1]["content"]
     assert "<answer>\nfour" in one and "<reference>\n4" in one
 

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, look, memory, models, pairs, preference, rewards, watch, writable
+from slmkit.ml import answers, batches, judge, look, memory, models, pairs, preference, rewards, watch, writable
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -56,9 +56,12 @@ class Groups(Sampler):
 class _Trainer(GRPOTrainer):
     """TRL's trainer on prompts of this package."""
 
-    def __init__(self, *args: Any, prompts: list[pairs.Prompt], earns: list[rewards.Reward], ends: set[int], batch_size: int, **kwargs: Any):
+    def __init__(
+        self, *args: Any, prompts: list[pairs.Prompt], earns: list[rewards.Reward], ends: set[int], batch_size: int, counted: dict[str, dict],
+        **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.prompts, self.earns, self.batch_size = prompts, earns, batch_size
+        self.prompts, self.earns, self.batch_size, self.counted = prompts, earns, batch_size, counted
         self.ids = {p.text: p.prompt_ids for p in prompts}
         self.eos_token_ids = sorted(ends)
         self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
@@ -83,6 +86,10 @@ class _Trainer(GRPOTrainer):
             if of_kind:
                 weighted = (table[:, of_kind] * self.reward_weights[of_kind].to(table.device)).sum(1)
                 self._metrics["train"][f"reward_{kind}"].append(weighted.mean().item())
+        for name, counts in self.counted.items():
+            of_all = self.accelerator.gather(torch.tensor([[counts[k] for k in judge.COUNTS]], device=self.args.device)).sum(0).tolist()
+            for key, count in zip(judge.COUNTS, of_all, strict=True):
+                self._metrics["train"][f"judge/{name}/{key}"].append(count)
         return table
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -137,16 +144,34 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
             written = answers.greedy(model, held_out, ends, pad, said.max_new_tokens, run.where)
         texts = run.tokenizer.batch_decode(written, skip_special_tokens=True)
         given = [rewards.Answer(p.messages, t, p.answer, len(w), p.row) for p, t, w in zip(held_out, texts, written, strict=True)]
-        each = {r.name: sum(r.score(a) for a in given) / len(given) for r in earns}
-        reward = sum(r.weight * each[r.name] for r in earns)
+        alone = [r for r in earns if r.score]  # a judge compares answers to one prompt, and here each has one
+        each = {r.name: sum(r.score(a) for a in given) / len(given) for r in alone}
+        reward = sum(r.weight * each[r.name] for r in alone)
         values.update({"validation_reward": reward} | {f"validation_reward_{name}": mean for name, mean in each.items()})
         run.ctx.log("validation_reward", reward=reward, **each)
         return -reward
 
+    micro = micro_batch(run, found.prompts)
+    judges = _judges(run, earns)
+
+    def finish(_: torch.nn.Module) -> dict:
+        return {k: v for name, one in judges.items() for k, v in one.told(name).items()}
+
     return Prepared(
-        (found.prompts, earns, ends), steps(config, len(found.prompts)), values, measure if held_out else None,
-        course=lambda history: _course(history, earns), micro=micro_batch(run, found.prompts),
+        (found.prompts, earns, ends, judges), steps(config, len(found.prompts)), values, measure if held_out else None,
+        course=lambda history: _course(history, earns), micro=micro, finish=finish, repeats=not judges,
     )  # fmt: skip
+
+
+def _judges(run: Run, earns: list[rewards.Reward]) -> dict[str, judge.Judge]:
+    """The judges by the names of their rewards. Raises RecipeError for what several processes cannot share."""
+    asked = [r for r in earns if r.judge]
+    if asked and run.config.batch_size % run.world:
+        what = f"batch_size: {run.config.batch_size} is no multiple of {run.world} processes, and a judge must see all answers to a prompt"
+        raise RecipeError([Problem(what, mend="change `batch_size`")])
+    if run.world > 1 and any(r.judge.budget for r in asked):
+        raise RecipeError([Problem("a judge's `budget` is held by one process, and several train here", mend="write `execution.processes: 1`")])
+    return {r.name: judge.Judge(run.ctx, r.judge, r.name, run.config.seed) for r in asked}
 
 
 def _prompts(run: Run, data: Rows, earns: list[rewards.Reward], held_out: bool) -> pairs.Prompts:
@@ -184,13 +209,16 @@ def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float
     said |= {f"reward_{kind}": f"reward_{kind}" for kind in KINDS}
     said |= {f"reward_of_{r.name}": f"rewards/{r.name}/mean" for r in earns}
     values = {k: v for name, key in said.items() for k, v in preference.tenths(history, key, name).items()}
+    for name in (r.name for r in earns if r.judge):
+        values |= judge.summary(name, {k: sum(h.get(f"judge/{name}/{k}", 0) for h in history) for k in judge.COUNTS})
     cut_off = preference.tenths(history, "completions/clipped_ratio", "ended")
     return values | {name: 1 - share for name, share in cut_off.items()}
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     config, said = run.config, run.config.grpo
-    prompts, earns, ends = prepared.examples
+    prompts, earns, ends, judges = prepared.examples
+    counted: dict[str, dict] = {}
     writable.check(run, model, [[end] for end in sorted(ends)], share=1 - 1e-9, of="ends of turn")  # one of them must be within reach
     args = arguments(
         run, GRPOConfig, prepared.steps, prepared.micro, rows=config.batch_size * said.generations,
@@ -200,8 +228,9 @@ def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": p.text, "row": i} for i, p in enumerate(prompts)])
     made = _Trainer(
-        model=model, args=args, train_dataset=rows, processing_class=run.tokenizer, reward_funcs=[_function(r, prompts) for r in earns],
-        prompts=prompts, earns=earns, ends=ends, batch_size=config.batch_size,
+        model=model, args=args, train_dataset=rows, processing_class=run.tokenizer,
+        reward_funcs=[_compared(judges[r.name], r.name, prompts, said.generations, counted) if r.judge else _function(r, prompts) for r in earns],
+        prompts=prompts, earns=earns, ends=ends, batch_size=config.batch_size, counted=counted,
     )  # fmt: skip
     most = None if any(r.top is None for r in earns) else sum(r.weight * r.top for r in earns)
     made.add_callback(Alike(most, lambda why: _stop(made, why)))
@@ -220,4 +249,19 @@ def _function(reward: rewards.Reward, prompts: list[pairs.Prompt]):
         return [reward.score(rewards.Answer(prompts[i].messages, text, prompts[i].answer, len(ids), prompts[i].row)) for text, ids, i in given]
 
     score.__name__ = reward.name
+    return score
+
+
+def _compared(one: judge.Judge, name: str, prompts: list[pairs.Prompt], generations: int, counted: dict[str, dict]):
+    """A judge as TRL calls a reward: the answers come prompt by prompt, `generations` of each. counted: where it notes what happened."""
+
+    def score(completions: list[str], row: list[int], **_: Any) -> list[float]:
+        groups = []
+        for start in range(0, len(completions), generations):
+            prompt = prompts[row[start]]
+            groups.append(judge.Group(prompt.messages, tuple(completions[start : start + generations]), prompt.answer, prompt.row))
+        found, counted[name] = one.scores(groups)
+        return [value for scores in found for value in scores]
+
+    score.__name__ = name
     return score

@@ -6,6 +6,7 @@ on user tokens) cannot be met. Which rows make a batch and how a batch is cut up
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,12 +52,12 @@ class _Trainer(Sharding, SFTTrainer):
         return 0  # walks all modules for a number that nothing here reads: 8 % of the time of a small model
 
 
-def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
-    """Token ids and labels of all rows. Raises DataError."""
+def encode(run: Run, data: Rows, validation: Rows | None) -> tuple[chat.Encoded, chat.Encoded | None, dict]:
+    """Token ids and labels of all rows and of the held-out ones, and what of it goes into the result. Raises DataError."""
     config = run.config
     for rows in (data, validation):
         if rows is not None:
-            pairs.refuse_form(rows, "sft")
+            pairs.refuse_form(rows, config.objective)
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
     allowed = "truncation" in run.ctx.execution.allow
@@ -76,16 +77,24 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     if encoded.cut:
         values |= {f"cut_{key}": value for key, value in encoded.cut.items()}
         run.ctx.log("rows_cut", **encoded.cut)
+    return encoded, held_out, values
+
+
+def inputs(examples: list[chat.Example], where: torch.device) -> list[dict]:
+    """Some batches as the model takes them."""
+    some = [batches.pad(examples[i : i + 4]) for i in range(0, min(len(examples), 256), 4)]
+    return [{k: v.to(where) for k, v in batch.items() if k != "labels"} for batch in some]
+
+
+def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
+    """Token ids and labels of all rows. Raises DataError."""
+    encoded, held_out, values = encode(run, data, validation)
 
     def measure(model: torch.nn.Module) -> float:
         return loss.mean(model, held_out.examples, run.where, run.dtype)
 
-    def inputs(where: torch.device) -> list[dict]:
-        some = [batches.pad(encoded.examples[i : i + 4]) for i in range(0, min(len(encoded.examples), 256), 4)]
-        return [{k: v.to(where) for k, v in batch.items() if k != "labels"} for batch in some]
-
-    micro = packing.settle(run, encoded.examples)
-    return Prepared(encoded.examples, steps(config, len(encoded.examples)), values, measure if held_out else None, inputs, micro=micro)
+    some, micro = partial(inputs, encoded.examples), packing.settle(run, encoded.examples)
+    return Prepared(encoded.examples, steps(run.config, len(encoded.examples)), values, measure if held_out else None, some, micro=micro)
 
 
 def trainer(run: Run, model, prepared: Prepared) -> _Trainer:

@@ -1,0 +1,144 @@
+"""The judge of grpo: a teacher sees all answers to one prompt at once and scores them against each other by a rubric (the idea of RULER).
+
+Answers that read the same are shown once and earn the same. They stand in an order drawn from the seed and from what they say, so that the same
+group is the same request: whatever was judged once, before a kill too, is found in the ledger and not paid again. A verdict that cannot
+be read, or lacks an answer, is asked for once more in another order; then the group is dropped: all of it earns the same, and teaches
+nothing. A share of the groups is judged in the opposite order as well, which tells how far the judge goes by what it sees first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from slmkit.steps._step import Context
+from slmkit.teach import calls, draws, judging, ledger, templates
+from slmkit.teach.budget import Budget, Limits, Prices
+from slmkit.teach.calls import Manners
+from slmkit.teach.desk import Desk
+from slmkit.teach.endpoint import Route
+from slmkit.teach.replies import Unreadable
+from slmkit.teach.request import Request
+
+MANNERS = Manners(concurrency=32)
+TIMEOUT = 120.0  # seconds for a verdict
+SCALE = judging.Scale(0, 10)
+FIRST, RETRIED, AGAIN = 0, 1, 2  # trials, and the sample numbers of their requests
+COUNTS = ("judged", "alike", "dropped", "retried", "twice", "pairs", "pairs_agreed")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and all answers to it. reference: the row's own answer, which the judge is shown. place: FILE:LINE of the row, for errors."""
+
+    messages: tuple[dict, ...]
+    texts: tuple[str, ...]
+    reference: str | None = None
+    place: str = ""
+
+
+class Judge:
+    """One judge for one run. `scores` may be called again and again; close it in the end."""
+
+    def __init__(self, ctx: Context, said: Any, name: str, seed: int):
+        self.said, self.seed, self.template = said, seed, templates.load("rank", None)
+        teacher = said.teacher
+        key = ctx.secret(teacher.api_key_env) if teacher.api_key_env else None
+        self.route = Route(teacher.base_url, key, teacher.api_key_env, TIMEOUT)
+        account = ctx.state / f"account-{name}"
+        if not account.exists():
+            account.write_text(secrets.token_hex(8))
+        who = ledger.identity(teacher.base_url, teacher.model)
+        self.book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
+        limits = Limits(said.budget.usd, said.budget.tokens, said.budget.requests) if said.budget else Limits()
+        prices = Prices(said.prices.input, said.prices.output, said.prices.cached) if said.prices else None
+        self.desk = Desk(self.book, Budget(limits, prices, self.book.spent))
+
+    def scores(self, groups: list[Group]) -> tuple[list[list[float]], dict[str, int]]:
+        """What the answers of each group earn, from 0 to 1, and what happened (COUNTS). Raises CannotRun, OverBudget, UsageError."""
+        counts = dict.fromkeys(COUNTS, 0)
+        found: dict[str, list[float]] = {}
+        texts = {_digest(g): sorted(set(g.texts)) for g in groups}
+        open_ = {_digest(g): g for g in groups if len(set(g.texts)) > 1}
+        twice = {d: g for d, g in open_.items() if draws.by("twice", self.seed, d).random() < self.said.consistency}
+        self._ask([*((d, g, FIRST) for d, g in open_.items()), *((d, g, AGAIN) for d, g in twice.items())], texts)
+        unread = {d: g for d, g in open_.items() if (one := self._read(d, g, texts[d], FIRST)) is None or found.update({d: one})}
+        self._ask([(d, g, RETRIED) for d, g in unread.items()], texts)
+        for d, g in unread.items():
+            if (one := self._read(d, g, texts[d], RETRIED)) is not None:
+                found[d] = one
+        for d, g in twice.items():
+            other = self._read(d, g, texts[d], AGAIN)
+            if d in found and other is not None:
+                counts["twice"] += 1
+                pairs = list(combinations(range(len(other)), 2))
+                counts["pairs"] += len(pairs)
+                counts["pairs_agreed"] += sum(_sign(found[d], p) == _sign(other, p) for p in pairs)
+                found[d] = [(a + b) / 2 for a, b in zip(found[d], other, strict=True)]
+        of_text = {d: dict(zip(texts[d], one, strict=True)) for d, one in found.items()}
+        counts["retried"], counts["dropped"] = len(unread), len(open_) - len(found)
+        counts["judged"], counts["alike"] = len(found), sum(_digest(g) not in open_ for g in groups)
+        return [[of_text[_digest(g)][t] if _digest(g) in of_text else 0.0 for t in g.texts] for g in groups], counts
+
+    def _ask(self, wanted: list[tuple[str, Group, int]], texts: dict[str, list[str]]) -> None:
+        if wanted:
+            calls.carry(self.desk, iter([self._request(d, g, texts[d], trial)[0] for d, g, trial in wanted]), self.route, MANNERS)
+            self.desk.gave_up.clear()  # of this call; a group that comes again may be asked about again
+
+    def _request(self, digest: str, group: Group, texts: list[str], trial: int) -> tuple[Request, list[int]]:
+        """The request, and the order in which it shows the answers."""
+        order = judging.shuffled(len(texts), self.seed, digest)
+        if trial == RETRIED:
+            order = order[1:] + order[:1]
+        if trial == AGAIN:
+            order = order[::-1]
+        messages = [dict(m) for m in group.messages]
+        known = {"prompt": messages[-1]["content"], "messages": messages, "reference": group.reference, "row": {}}
+        messages = judging.ask_scores(self.template, group.place, known, texts, order, self.said.rubric, SCALE)
+        teacher = self.said.teacher
+        body: dict[str, Any] = {"model": teacher.model, "messages": messages, teacher.limit_key: self.said.max_tokens}
+        if self.said.temperature is not None:
+            body["temperature"] = self.said.temperature
+        return Request(body | dict(teacher.extra), trial), order
+
+    def _read(self, digest: str, group: Group, texts: list[str], trial: int) -> list[float] | None:
+        """The scores of a verdict, from 0 to 1; None where there is none that can be read."""
+        request, order = self._request(digest, group, texts, trial)
+        answer = self.book.find(request)
+        if answer is None:
+            return None
+        try:
+            verdicts = judging.scores(answer.text, order, SCALE)
+        except Unreadable:
+            return None
+        return [(v.score - SCALE.least) / (SCALE.most - SCALE.least) for v in verdicts]
+
+    def told(self, name: str) -> dict[str, int | float]:
+        """What this run has paid for verdicts so far, earlier attempts of it too."""
+        spent = self.desk.budget.spent
+        values: dict[str, int | float] = {f"{name}_requests": spent.requests, f"{name}_tokens": spent.tokens, f"{name}_from_ledger": self.desk.hits}
+        return values | ({f"{name}_usd": round(spent.usd, 6)} if self.desk.budget.prices else {})
+
+    def close(self) -> None:
+        self.book.close()
+
+
+def summary(name: str, sums: dict[str, float]) -> dict[str, float]:
+    """What is reported of the COUNTS of a whole run."""
+    values: dict[str, float] = {f"{name}_{k}": int(sums[k]) for k in ("judged", "alike", "dropped", "retried", "twice")}
+    return values | ({f"{name}_consistency": sums["pairs_agreed"] / sums["pairs"]} if sums["pairs"] else {})
+
+
+def _digest(group: Group) -> str:
+    """What a group says: the same answers in another order are the same group."""
+    text = json.dumps([list(group.messages), group.reference, sorted(set(group.texts))], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _sign(scores: list[float], pair: tuple[int, int]) -> int:
+    a, b = scores[pair[0]], scores[pair[1]]
+    return (a > b) - (a < b)
