@@ -5,9 +5,9 @@ rarer style. Measured: the margin, and the share of greedy answers to held-out n
 kto: the same from single answers marked good or bad.
 grpo: the student learns to count one too many, in four rows of five; in the fifth it is right. The reward says which answers are right.
 Measured: the share of right greedy answers to held-out notes, before and after.
-gkd: the demo's student learns to turn delivery notes into JSON, once from the labelled rows (sft), once on the distributions of the demo's teacher,
-half of the steps on answers that it wrote itself, in half as many steps. Measured on the same held-out notes: how often the likeliest next
-token is the teacher's, and the share of greedy answers that are exactly right.
+gkd: a student that has begun to turn delivery notes into JSON goes on, once from the labelled rows (sft), once on the distributions of the
+demo's teacher in half as many steps, on the rows' answers or on its own. Measured on the same held-out notes: how often the likeliest
+next token is the teacher's, along the rows' answers, and the share of greedy answers that are exactly right.
 
     PYTHONPATH=. .venv/bin/python scripts/objectives_demo.py grpo --out /tmp/objectives
 """
@@ -62,7 +62,8 @@ def run(out: Path, model: Path, config: dict, data: rows.Rows, held_out: rows.Ro
     if config.get("teacher"):
         given["teacher"] = Given("teacher", "teacher", "model", config["teacher"], demo.path("teacher"), digest="0" * 64)
     said = SIZE | config | {"model": "student", "data": "notes"} | ({"validation": "held-out"} if held_out else {})
-    context = Context(out / "payload", out / "state", given, train.Execution(allow=["duplicates", "leaks"]), log, lambda *a, **k: None, lambda name: "")
+    execution = train.Execution(allow=["duplicates", "leaks"])
+    context = Context(out / "payload", out / "state", given, execution, log, lambda *a, **k: None, lambda name: "")
     xray.check_rows(context, data, held_out)
     start = time.perf_counter()
     result = training.train(context, train.Config(**said), data, held_out)
@@ -136,18 +137,16 @@ def labelled(split: str) -> rows.Rows:
     return rows.of(split, "messages", [rows.Row(i, tuple(json.loads(line)["messages"])) for i, line in enumerate(lines, 1)])
 
 
-def agreement(adapter: Path, held_out: rows.Rows) -> tuple[float, float]:
+def agreement(folder: Path, held_out: rows.Rows) -> tuple[float, float]:
     """(how often the likeliest next token is the teacher's, share of exactly right greedy answers)."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from slmkit.ml import agreement, answers, chat, models, pairs, teachers, vocabulary
 
-    student = Given("model", "m", "model", "m", demo.path("student"))
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student.path, dtype=torch.float32), adapter)
-    tokenizer, cpu = AutoTokenizer.from_pretrained(student.path), torch.device("cpu")
-    ends, known = models.end_ids(student, tokenizer), vocabulary.known(tokenizer)
+    student = Given("model", "m", "model", "m", folder)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    cpu, ends, known = torch.device("cpu"), models.end_ids(student, tokenizer), vocabulary.known(tokenizer)
     teacher = teachers.Local(Given("teacher", "t", "model", "t", demo.path("teacher"), digest="0" * 64), cpu, known)
     encoded = chat.encode(held_out, tokenizer, loss_on="assistant", max_length=256, ends=ends)
     found = agreement.measure(model, teacher, encoded.examples, cpu, torch.float32, known)
@@ -159,17 +158,23 @@ def agreement(adapter: Path, held_out: rows.Rows) -> tuple[float, float]:
 
 def gkd(out: Path, long: int) -> None:
     data, held_out = labelled("train"), labelled("validation")
-    config = {"method": "qlora", "lora": {"r": 32, "alpha": 64}, "learning_rate": 3e-3, "schedule": "linear", "batch_size": 16, "max_length": 256}
-    taught = {"objective": "gkd", "teacher": "demo:teacher"}
-    trials = {
-        f"sft, {long} steps": config | {"max_steps": long},
-        f"sft, {long // 2} steps": config | {"max_steps": long // 2},
-        f"gkd, {long // 2} steps, none of its own": config | taught | {"max_steps": long // 2, "gkd": {"on_policy": 0.0}},
-        f"gkd, {long // 2} steps, half of its own": config | taught | {"max_steps": long // 2, "gkd": {"on_policy": 0.5, "max_new_tokens": 120}},
-    }
+    config = {"method": "full", "learning_rate": 1e-3, "schedule": "linear", "batch_size": 16, "max_length": 256}
+    run(out / "begun", demo.path("student"), config | {"max_steps": long // 4, "learning_rate": 2e-3}, data)
+    begun = out / "begun/payload"
+    taught = config | {"objective": "gkd", "teacher": "demo:teacher", "max_steps": long // 2}
+    trials = {f"sft, {n} steps": config | {"max_steps": n} for n in (long, long // 2)}
+    for own in (0.0, 0.5, 1.0):
+        more = {"max_new_tokens": 120} if own else {}
+        trials[f"gkd, {long // 2} steps, {own:.0%} on its own answers"] = taught | {"gkd": {"on_policy": own} | more}
+    print(told("begun", begun, held_out), flush=True)
     for i, (name, said) in enumerate(trials.items()):
-        run(out / str(i), demo.path("student"), said, data)
-        print("%s: agreement with the teacher on held-out notes %.2f %%, exactly right %.1f %%" % (name, *(100 * v for v in agreement(out / str(i) / "payload", held_out))))
+        run(out / str(i), begun, said, data)
+        print(told(name, out / str(i) / "payload", held_out), flush=True)
+
+
+def told(name: str, folder: Path, held_out: rows.Rows) -> str:
+    same, right = agreement(folder, held_out)
+    return f"{name}: agreement with the teacher on held-out notes {same:.2%}, exactly right {right:.1%}"
 
 
 if __name__ == "__main__":

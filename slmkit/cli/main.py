@@ -12,7 +12,7 @@ import sys
 import typer
 
 from slmkit import __version__
-from slmkit.cli import data, look, serve, tend, verbs
+from slmkit.cli import data, flags, look, serve, tend, verbs
 from slmkit.cli.out import Terminal, open_closed_streams, stop_on_signals
 from slmkit.errors import SlmkitError, UsageError
 from slmkit.steps import _registry
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
         if argv == ["--version"]:
             print(__version__)
             return 0
+        if argv[0] not in OTHERS and argv[0] in _registry.locations():
+            argv = [argv[0], *flags.fold(argv[0], argv[1:])]
         return _app(argv)(args=argv, prog_name="slmkit", standalone_mode=True) or 0
     except SlmkitError as e:
         Terminal().error(e)

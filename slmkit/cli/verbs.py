@@ -13,14 +13,18 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from slmkit.errors import CheckFailed, Stopped, UsageError
+from slmkit.cli import flags
+from slmkit.errors import CheckFailed, SlmkitError, Stopped, UsageError
+from slmkit.steps import _registry
 
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe's YAML file.")]
+KindArg = Annotated[str, typer.Argument(metavar="RECIPE|INPUT", show_default=False, help="The recipe's YAML file, or what the step begins with.")]
 StepArg = Annotated[str | None, typer.Argument(metavar="STEP", help="Which step, where the recipe has several.")]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key: --set steps.sft.lora.r=8. May be repeated.")]
 FromOpt = Annotated[
     list[str] | None, typer.Option("--from", metavar="ROLE=REF", help="Give an input: a path, recipe/step, artifact:…, hf:…, or - for stdin.")
 ]
+FieldOpt = Annotated[list[str] | None, typer.Option("--field", hidden=True)]  # what flags.fold makes of the kind's own flags
 StoreOpt = Annotated[Path, typer.Option("--store", envvar="SLMKIT_STORE", metavar="DIR", help="Where artifacts lie.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")]
 QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
@@ -41,22 +45,20 @@ class Loud(NamedTuple):
 
 def kind_help(name: str) -> str:
     """Help of a kind's verb: examples first, then the kind's own docstring."""
-    from slmkit.steps import _registry
-
     first, _, rest = _registry.doc(name).partition("\n")
     blocks = [b for b in rest.strip("\n").split("\n\n") if b.strip()]
     examples = [f"\b\n{b}" for b in blocks if b.startswith("  ")] or [f"\b\n  slmkit {name} recipe.yaml"]
-    return "\n\n".join([first, *examples, *(b for b in blocks if not b.startswith("  "))])
+    return "\n\n".join([first, *examples, *(b for b in blocks if not b.startswith("  ")), flags.listed(name)])
 
 
 def kind_verb(kind: str):
     """The command function of a step kind."""
 
     def verb(
-        recipe: RecipeArg, step: StepArg = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE,
+        recipe: KindArg, step: StepArg = None, set_: SetOpt = None, from_: FromOpt = None, field: FieldOpt = None, store: StoreOpt = STORE,
         json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
     ) -> None:
-        _build(recipe, kind, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait)
+        _build(recipe, kind, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait, field or [])
 
     verb.__name__ = kind
     return verb
@@ -126,7 +128,7 @@ def _noted(given) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def load_and_plan(recipe, kind, step, set_, from_, store, locked):
+def load_and_plan(recipe, kind, step, set_, from_, store, locked, fields=()):
     """load → plan. Returns the plan, the store and the lock."""
     from slmkit import plan as planning
     from slmkit.artifact.store import Store
@@ -136,10 +138,14 @@ def load_and_plan(recipe, kind, step, set_, from_, store, locked):
     home = Store(store)
     path = Path(recipe)
     pick = (kind, step) if kind else None
-    froms = _froms(from_ or [], home)
+    below, given = flags.split(kind, list(fields)) if fields else ([], [])
+    raw = None
+    if kind and not flags.is_recipe(recipe):
+        path, raw, below, given = Path(f"{kind}.yaml"), _asked(kind, recipe, step, list(fields), home), [], []
+    froms = _froms([*(from_ or []), *given], home)
     if froms and not pick:
         pick = _pick_by_name(path, set_, step)
-    loaded = load(path, set_ or [], froms, pick)
+    loaded = load(path, set_ or [], froms, pick, below, raw)
     target = step
     if kind:
         target = chosen_in(loaded, kind, step)
@@ -147,6 +153,23 @@ def load_and_plan(recipe, kind, step, set_, from_, store, locked):
         raise UsageError(f"the recipe has no step `{step}`", where=recipe, mend=f"its steps are {', '.join(loaded.steps)}")
     lock = Lock(loaded.lock_path, frozen=bool(os.environ.get("CI")) if locked is None else locked)
     return planning.make(loaded, home, lock, target), home, lock
+
+
+def _asked(kind: str, first: str, step: str | None, fields: list[str], home) -> bytes:
+    """The recipe of a command that has none: its first word is what the step begins with."""
+    if step is not None:
+        what = f"{first} is no recipe, so it has no step `{step}`"
+        raise UsageError(what, mend=f"slmkit {kind} RECIPE.yaml [STEP], or slmkit {kind} INPUT --FIELD VALUE …")
+    role = next(iter(_registry.load(kind).takes))
+    told = _stdin(role) if first == "-" else [first]
+    try:
+        references = [_reference(r, home) for r in told]
+    except SlmkitError as e:
+        what = f"{first} is neither a recipe (FILE.yaml) nor a {role} (a path, hf:…, demo:…, an artifact of {home.root})"
+        raise UsageError(what, mend=e.mend) from None
+    if len(references) > 1:
+        raise UsageError(f"{len(references)} references came on stdin, and one is the step's first input", mend="use a recipe and --from")
+    return flags.recipe(kind, references[0], fields)
 
 
 def _pick_by_name(path: Path, sets, step: str | None) -> tuple[str, str]:
@@ -233,12 +256,12 @@ def _build(*asked) -> None:
         _work(*asked)
 
 
-def _work(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait) -> None:
+def _work(recipe, kind, step, set_, from_, store, json, loud: Loud, locked, no_wait, fields=()) -> None:
     from slmkit.cli.out import Stdout, Terminal
 
     stdout = Stdout()
     quiet_libraries()
-    made, home, lock = load_and_plan(recipe, kind, step, set_, from_, store, locked)
+    made, home, lock = load_and_plan(recipe, kind, step, set_, from_, store, locked, fields)
     screen = Terminal(loud.quiet, loud.verbose)
     if lock.save():
         screen.say(f"wrote {lock.path}")

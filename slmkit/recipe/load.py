@@ -27,19 +27,25 @@ REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
 BRIDGES = {("adapter", "model"): "merge"}  # (given, wanted) → the kind that turns one into the other
 
 
-def load(path: Path, sets: Iterable[str] = (), froms: Iterable[tuple[str, str]] = (), pick: tuple[str, str | None] | None = None) -> Recipe:
+def load(
+    path: Path, sets: Iterable[str] = (), froms: Iterable[tuple[str, str]] = (), pick: tuple[str, str | None] | None = None,
+    below: Iterable[str] = (), raw: bytes | None = None,
+) -> Recipe:  # fmt: skip
     """Load and validate a recipe.
 
-    sets: `a.b=c` texts. froms: (role, reference) pairs for the step that `pick` = (kind, step name or None) chooses.
+    sets: `a.b=c` texts. froms: (role, reference) pairs for the step that `pick` = (kind, step name or None) chooses; below: `a=b` texts under
+    that step. raw: the recipe's text, where there is no file; paths in it are relative to the folder of `path`.
     Raises RecipeError with every problem found, or UsageError when `pick` chooses no step or several.
     """
-    raw = read(path)
-    doc = parse(raw, str(path))
+    doc = parse(raw, "command line") if raw is not None else parse(raw := read(path), str(path))
     sets, froms = list(sets), list(froms)
     for text in sets:
         overrides.apply_set(doc, text)
     _Loader(doc, path).root()
     name = chosen(doc, pick) if pick else None
+    for text in below if name else ():
+        sets.append(f"steps.{name}.{text}")
+        overrides.apply_set(doc, sets[-1])
     if froms and name:
         overrides.apply_from(doc, name, froms, _registry.load(_kind(doc, name)).takes)
     loader = _Loader(doc, path)

@@ -91,19 +91,23 @@ def _others_installed() -> bool:
 
 
 @functools.cache
-def doc(name: str) -> str:
-    """The docstring of a kind's module, read from its source without running it."""
+def source(name: str) -> str:
+    """The text of a kind's module."""
     module = locations()[name]
     if module.startswith("slmkit.steps."):
-        source = HERE / f"{name}.py"
-    else:
-        import importlib.util
+        return (HERE / f"{name}.py").read_text(encoding="utf-8")
+    import importlib.util
 
-        spec = importlib.util.find_spec(module)
-        if spec is None or not spec.origin:
-            raise UsageError(f"the step kind `{name}` points to {module}, which is not installed")
-        source = Path(spec.origin)
-    return _docstring(source.read_text(encoding="utf-8")) or name
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin:
+        raise UsageError(f"the step kind `{name}` points to {module}, which is not installed")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+@functools.cache
+def doc(name: str) -> str:
+    """The docstring of a kind's module, read from its source without running it."""
+    return _docstring(source(name)) or name
 
 
 def _docstring(text: str) -> str | None:
