@@ -51,9 +51,11 @@ class Endpoint:
         import openai
 
         self.route, self.openai, self.raw = route, openai, httpx2.Response
+        # Said to the SDK as well: it takes a client's time-out of 5 s for the library's default, and waits 600 s instead (seen in 3.54).
+        timeout = httpx2.Timeout(route.timeout, connect=min(10.0, route.timeout))
         self.client = openai.AsyncOpenAI(
-            api_key=route.key or "none", base_url=route.base_url, max_retries=0,
-            http_client=openai.DefaultAioHttpClient(timeout=httpx2.Timeout(route.timeout, connect=min(10.0, route.timeout))),
+            api_key=route.key or "none", base_url=route.base_url, max_retries=0, timeout=timeout,
+            http_client=openai.DefaultAioHttpClient(timeout=timeout),
         )  # fmt: skip
 
     async def __aenter__(self) -> Endpoint:

@@ -242,3 +242,11 @@ def test_two_recipes_at_once_pay_for_a_request_once(cli, teach):
     assert [f["from_ledger"] + f["answered"] for f in found] == [200, 200]
     assert min(f["answered"] for f in found) > 0, "they did not run side by side"
     assert set(teacher.answered().values()) == {1}
+
+
+def test_five_seconds_are_five_seconds():
+    """The SDK takes a client's time-out of 5 s for the library's default, and would wait 600 s."""
+    from slmkit.teach.endpoint import Endpoint, Route
+
+    for seconds in (1.5, 5.0, 120.0):
+        assert Endpoint(Route("http://127.0.0.1:9/v1", None, None, seconds)).client.timeout.read == seconds
