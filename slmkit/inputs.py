@@ -65,7 +65,7 @@ def of_step(spec: InputSpec, takes: Takes, step: str, type_: str, fingerprint: s
     """An input made by an earlier step of the plan."""
     identity = {"type": type_, "fingerprint": fingerprint} | _extra(spec, takes, spec.label)
     return Planned(spec.role, spec.label, type_, f"artifact:{folder}", identity, step=step, fingerprint=fingerprint,
-                   columns=spec.columns, filled=spec.filled)
+                   columns=spec.columns, filled=spec.filled, witness=spec.witness)
 
 
 def of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:

@@ -132,13 +132,14 @@ class _Planner:
         kind = _registry.load(bridge)
         role = next(iter(kind.takes))
         config = kind.module.Config.model_validate({role: f"${planned.step}" if planned.step else planned.uri})
-        if (known := self.rows.get(name)) and [i.identity for i in known.inputs] != [planned_identity(planned)]:
+        if (known := self.rows.get(name)) and [i.identity for i in known.inputs if not i.witness] != [planned_identity(planned)]:
             name = next(n for i in range(2, 1000) if (n := f"{name}-{i}") not in self.rows)
         if name in self.recipe.steps:
             mend = f"name it in `{one.role}:` if it is meant, or rename it"
             raise RecipeError([one.mark.problem(f"an adapter is merged on the way as step `{name}`, and the recipe has one of that name", mend)])
         below = replace(planned, role=role, identity=planned_identity(planned))
-        row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below,), one.mark)
+        looked_at = tuple(self._input(spec, w) for w in spec.inputs if w.witness and w.role in kind.witnesses)
+        row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below, *looked_at), one.mark)
         label = InputSpec(one.role, one.label or planned.name, name, None, one.columns, one.mark, one.filled)
         return inputs.of_step(label, takes, name, row.gives, row.fingerprint, row.folder)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from slmkit.ml.pairs import Prompt
 from slmkit.ml.writer import Ask, Writer
 
 AT_ONCE = 32  # prompts per batch
 
 
 @torch.no_grad()
-def greedy(model: torch.nn.Module, prompts: list[Prompt], ends: set[int], pad: int, most: int, where: torch.device) -> list[list[int]]:
+def greedy(model: torch.nn.Module, prompts: list[list[int]], ends: set[int], pad: int, most: int, where: torch.device) -> list[list[int]]:
     """The ids that the model writes after each prompt, with the one that ended it; at most `most` of them."""
     was_training = model.training
     model.eval()
@@ -22,7 +21,7 @@ def greedy(model: torch.nn.Module, prompts: list[Prompt], ends: set[int], pad: i
         width = len(prompts[part[0]])
         ids, mask = torch.full((len(part), width), pad), torch.zeros((len(part), width), dtype=torch.long)
         for row, i in enumerate(part):  # left of the prompt, so that all end where the answer begins
-            ids[row, width - len(prompts[i]) :], mask[row, width - len(prompts[i]) :] = torch.as_tensor(prompts[i].ids), 1
+            ids[row, width - len(prompts[i]) :], mask[row, width - len(prompts[i]) :] = torch.as_tensor(prompts[i]), 1
         found = model.generate(
             input_ids=ids.to(where), attention_mask=mask.to(where), max_new_tokens=most, do_sample=False, temperature=None, top_p=None,
             top_k=None, eos_token_id=sorted(ends) or None, pad_token_id=pad,

@@ -84,7 +84,8 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 def merged(adapter: Given, values: dict) -> Card:
     metadata = PIPELINE | {"tags": ["slmkit", "merged"]} | base_metadata(adapter, "finetune")
     text = f"# {adapter.base.name} with {adapter.name} merged\n\n"
-    text += f"{origin(adapter)} added to {origin(adapter.base)} in fp32, stored as {values['dtype']}.\n"
+    below = "" if values["into"] == "full" else ", rounded to 4 bits as in training and unpacked,"
+    text += f"{origin(adapter)} added to {origin(adapter.base)}{below} in fp32, stored as {values['dtype']}.\n"
     return Card(metadata, text + _LOAD)
 
 

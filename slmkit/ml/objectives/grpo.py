@@ -141,7 +141,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
         """The mean reward of greedy answers, negative: lower is better."""
         pad = run.tokenizer.pad_token_id if run.tokenizer.pad_token_id is not None else min(ends)
         with torch.autocast(run.where.type, torch.bfloat16, enabled=run.dtype == torch.bfloat16):
-            written = answers.greedy(model, held_out, ends, pad, said.max_new_tokens, run.where)
+            written = answers.greedy(model, [p.prompt_ids for p in held_out], ends, pad, said.max_new_tokens, run.where)
         texts = run.tokenizer.batch_decode(written, skip_special_tokens=True)
         given = [rewards.Answer(p.messages, t, p.answer, len(w), p.row) for p, t, w in zip(held_out, texts, written, strict=True)]
         alone = [r for r in earns if r.score]  # a judge compares answers to one prompt, and here each has one
