@@ -55,10 +55,12 @@ BASE = {
                 "attention": "sdpa", "trackers": [], "allow": [],
             },
         },
-        "tuned": {"kind": "merge", "model": "$sft", "dtype": "fp32", "execution": {"device": "cpu"}},
+        "tuned": {
+            "kind": "merge", "model": "$sft", "dtype": "fp32", "into": "full", "fidelity": {"mean_kl": 0.1}, "execution": {"device": "cpu"},
+        },
         "int4": {
             "kind": "quantize", "model": "$tuned", "method": "gptq", "backend": "slmkit", "bits": 4, "group_size": 64, "symmetric": True,
-            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1,
+            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1, "fidelity": {"mean_kl": 0.1},
             "execution": {"device": "cpu"},
         },
         "score": {
@@ -93,10 +95,10 @@ OTHER = {  # another valid value for every field
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
         "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
-    "tuned": {"dtype": "bf16", "execution.device": "cuda"},
+    "tuned": {"dtype": "bf16", "into": "auto", "how.fidelity": {"top1": 0.9}, "execution.device": "cuda"},
     "int4": {
         "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02,
-        "samples": 8, "max_length": 64, "seed": 2,
+        "samples": 8, "max_length": 64, "seed": 2, "how.fidelity": {"top1": 0.9},
         "backend": "gptqmodel", "execution.device": "cuda",
     },
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},

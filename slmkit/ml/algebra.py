@@ -22,7 +22,8 @@ from slmkit.errors import StepFailed
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 STRANGE = {
-    "use_qalora": False, "layer_replication": None, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False, "alora_invocation_tokens": None,
+    "use_qalora": False, "layer_replication": None, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False,
+    "alora_invocation_tokens": None,
 }  # fmt: skip
 """Settings of peft that change what an adapter is, and the values that leave it plain LoRA."""
 

@@ -12,8 +12,9 @@ import torch
 from slmkit.data import rows
 from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError, StepFailed
-from slmkit.ml import calibrate, cards, chat, gptq, gptq_format, models
-from slmkit.steps._step import Context, Result
+from slmkit.ml import calibrate, cards, chat, fidelity, gptq, gptq_format, models
+from slmkit.steps import _fidelity
+from slmkit.steps._step import Context, Given, Result
 
 USUAL = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -25,6 +26,19 @@ def quantize(ctx: Context, config: Any, data: Rows | None) -> Result:
     folder = Path(given.path)
     if kind := models.quantized(folder):
         raise StepFailed(f"this model is already quantized ({kind})", where=folder, mend="give the full-precision model")
+    if config.method in ("gptq", "rtn"):
+        check_shapes(models.skeleton(folder), gptq.Grid(config.bits, config.group_size, config.symmetric))
+    bits = {"nf4": 4, "int8": 8}.get(config.method, config.bits)
+    runs = "transformers, unpacked by slmkit" if config.method in ("gptq", "rtn") else "transformers with bitsandbytes"
+    return fidelity.certified(
+        ctx, config.fidelity, _fidelity.BY_BITS[bits], given, lambda: fidelity.Transformers(given, where),
+        lambda _asked, _before: _made(ctx, config, data, given, where),
+        lambda out: fidelity.Transformers(Given("model", given.name, "model", given.uri, out), where, runs),
+    )  # fmt: skip
+
+
+def _made(ctx: Context, config: Any, data: Rows | None, given: Given, where: torch.device) -> Result:
+    """Write the folder."""
     if config.method in ("nf4", "int8"):
         from slmkit.ml import bitsandbytes
 
@@ -35,7 +49,7 @@ def quantize(ctx: Context, config: Any, data: Rows | None) -> Result:
         values = gptqmodel_backend.quantize(ctx, config, given, where, _rows(config, data, given) if data else None)
     else:
         values = _own(ctx, config, data, given, where)
-    models.copy_generation_config(folder, ctx.out)
+    models.copy_generation_config(Path(given.path), ctx.out)
     models.copy_tokenizer(given, ctx.out)
     values["bytes"] = sum(f.stat().st_size for f in ctx.out.glob("*.safetensors"))
     values["bits_per_weight"] = values["bytes"] * 8 / values["parameters"]
@@ -53,7 +67,6 @@ def _own(ctx: Context, config: Any, data: Rows | None, given, where: torch.devic
     ctx.progress(0, None, "loading")
     own = models.own_dtype(Path(given.path))
     dtype = torch.float16 if own == torch.float32 else own  # the files of a quantized model hold 16 bits at most
-    check_shapes(models.skeleton(Path(given.path)), grid)
     model = models.load(given, torch.device("cpu"), dtype=dtype)
     # The values are those of the file (16 bits); the arithmetic on them is fp32 where memory allows it.
     model = model.to(where, torch.float32 if where.type == "cpu" else dtype)

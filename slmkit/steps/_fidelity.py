@@ -30,15 +30,16 @@ class Fidelity(Part):
     """Most share of the greedy answers that ended by themselves before and do so no more."""
 
 
-MERGE = {"mean_kl": 0.02, "top1": 0.9, "perplexity": 1.03, "ended": 0.125}
+MERGE = {"mean_kl": 0.02, "perplexity": 1.03, "ended": 0.125}
 BY_BITS = {
     16: {"mean_kl": 0.001, "top1": 0.99, "perplexity": 1.01, "ended": 0.125},
-    8: {"mean_kl": 0.02, "top1": 0.95, "perplexity": 1.05, "ended": 0.125},
-    4: {"mean_kl": 0.3, "top1": 0.8, "perplexity": 1.35, "ended": 0.25},
-    3: {"mean_kl": 1.0, "top1": 0.6, "perplexity": 3.0, "ended": 0.5},
-    2: {"mean_kl": 4.0, "top1": 0.2, "perplexity": 50.0},
+    8: {"mean_kl": 0.02, "perplexity": 1.05, "ended": 0.125},
+    4: {"mean_kl": 0.3, "perplexity": 1.35, "ended": 0.25},
+    3: {"mean_kl": 1.0, "perplexity": 3.0, "ended": 0.5},
+    2: {"mean_kl": 4.0, "perplexity": 50.0},
 }
-"""Wide of what a sound step does, far below what a broken one does: they are for faults, and a recipe's own are for quality."""
+"""By the bits of a weight. Wide of what a sound step does, far below what a broken one does: they are for faults, and a recipe's own are for
+quality. Agreement is bounded where a recipe says so: where a model is sure of nothing, the likeliest token is a matter of rounding."""
 
 
 def bounds(said: Fidelity | None, usual: dict[str, float]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 gptq (https://arxiv.org/abs/2210.17323) calibrates layer after layer on your own data and writes AutoGPTQ's checkpoint
 format, as rtn does without calibration: transformers, vLLM and gptqmodel load both. nf4 and int8 are bitsandbytes'.
-Shapes that cannot be packed are refused before any work, with the layer's name and the group sizes that would fit.
+Shapes that cannot be packed are refused before any work, with the layer's name and the group sizes that would fit. What quantizing did to the
+model is measured and written into .slmkit/fidelity.json; a model that came out broken is not published.
 
     slmkit quantize recipe.yaml
     slmkit quantize recipe.yaml int4 --set steps.int4.group_size=64
@@ -15,11 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from slmkit.steps import _estimate
+from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
-from slmkit.steps._step import Context, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 
 VERSION = 1
-TAKES = {"model": Takes("model"), "calibration": Takes("dataset", optional=True)}
+TAKES = {
+    "model": Takes("model"), "calibration": Takes("dataset", optional=True),
+    "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),
+}  # fmt: skip
 GIVES = "model"
 
 GROUPED = ("gptq", "rtn")
@@ -58,6 +63,8 @@ class Config(StepConfig):
     """Tokens per calibration row; longer ones are cut; gptq; 1024 if left out."""
     seed: Seed | None = None
     """Seed of the draw; gptq; 0 if left out."""
+    fidelity: Annotated[Fidelity | None, How()] = None
+    """Bounds of what quantizing may do to the model; those of the number of bits if left out."""
 
     @field_validator(*READ_BY, mode="before")
     @classmethod

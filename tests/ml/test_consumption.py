@@ -127,8 +127,8 @@ def test_every_field_has_an_entry() -> None:
     rewards = {f.removeprefix("grpo.rewards.") for f in leaves(train.Config) if f.startswith("grpo.rewards.")}
     assert {f for f in rewards if not f.startswith("judge.")} == set(REWARDS)  # a judge's are tried in tests/ml/test_judge.py
     # read by methods, tried where they are read: tests/ml/test_merge.py, test_gptq.py, test_eval.py
-    assert set(merge.Config.model_fields) == {"model", "dtype"}
-    assert set(quantize.Config.model_fields) == {"model", "method", "backend", *quantize.READ_BY}
+    assert set(merge.Config.model_fields) == {"model", "dtype", "into", "fidelity"}
+    assert set(quantize.Config.model_fields) == {"model", "method", "backend", "fidelity", *quantize.READ_BY}
     assert set(eval_step.Config.model_fields) == {"models", "tasks", "fewshot", "limit", "chat", "seed", "expect"}
 
 

@@ -49,7 +49,8 @@ def _change(out, how):
 
 
 @pytest.mark.parametrize(("fault", "told"), [
-    (scaled, r"mean KL.*worst at model\.layers\.1"), (headless, "mean KL.*worst at the output layer"), (retemplated, "chat template"), (poisoned, "finite"),
+    (scaled, r"mean KL.*worst at model\.layers\.1"), (headless, "mean KL.*worst at the output layer"), (retemplated, "chat template"),
+    (poisoned, "finite"),
 ])  # fmt: skip
 def test_a_planted_fault_is_caught_and_placed(tmp_path, tiny, tuned, monkeypatch, fault, told):
     sound = merging.write
