@@ -60,7 +60,8 @@ BASE = {
         },
         "int4": {
             "kind": "quantize", "model": "$tuned", "method": "gptq", "backend": "slmkit", "bits": 4, "group_size": 64, "symmetric": True,
-            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1, "fidelity": {"mean_kl": 0.1},
+            "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1,
+            "fidelity": {"mean_kl": 0.1},
             "execution": {"device": "cpu"},
         },
         "score": {
