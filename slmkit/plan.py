@@ -153,6 +153,8 @@ class _Planner:
         row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         row = replace(row, action=action, why=why)
+        if action != "cached" and (refuse := kind.hook("refuse")) and (problems := refuse(config, self._sizes(planned))):
+            raise RecipeError([p if p.file or mark is None else mark.problem(f"{name}: {p.what}", p.mend) for p in problems])
         row = replace(row, estimating=partial(self._estimate, row))
         self.rows[name] = row
         return row

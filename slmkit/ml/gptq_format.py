@@ -8,9 +8,11 @@ Reading unpacks into dense layers, bit for bit the values that were measured, an
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -21,11 +23,6 @@ from slmkit.ml.gptq import Grid, Quantized
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 WORD = 32
-
-
-def factor(bits: int) -> int:
-    """Both sides of a layer must be a multiple of this many features, so that rows of codes end on a word."""
-    return WORD if bits == 3 else WORD // bits
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -69,20 +66,11 @@ def layer(parts: dict[str, torch.Tensor], bits: int) -> Quantized:
     return Quantized(unpack(parts["qweight"], bits).T.to(torch.uint8), parts["scales"], zeros.to(torch.int32), parts["g_idx"])
 
 
-def save(model: PreTrainedModel, layers: dict[str, Quantized], grid: Grid, out: Path, source: Path, dtype: torch.dtype, extra: dict) -> None:
-    """Write weights and configs. `layers`: module name → codes; everything else is stored in `dtype`."""
-    state: dict[str, torch.Tensor] = {}
-    seen: dict[tuple, str] = {}
-    for name, value in model.state_dict().items():
-        if name.removesuffix(".weight") in layers:
-            continue
-        place = (value.data_ptr(), value.shape)
-        if place in seen and model.config.get_text_config().tie_word_embeddings:
-            continue  # the output layer tied to the embedding
-        seen[place] = name
-        state[name] = value.to(dtype) if value.is_floating_point() else value
-    for name, quantized in layers.items():
-        state |= {f"{name}.{part}": value for part, value in tensors(quantized, grid.bits).items()}
+def save(
+    rest: Iterable[tuple[str, torch.Tensor]], packed: dict[str, torch.Tensor], grid: Grid, out: Path, source: Path, dtype: torch.dtype, extra: dict,
+) -> None:  # fmt: skip
+    """Write weights and configs. packed: `NAME.qweight` … of every layer; rest: everything else that the model stores, written in `dtype`."""
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rest} | packed
     save_file({k: v.contiguous().cpu() for k, v in sorted(state.items())}, out / "model.safetensors", metadata={"format": "pt"})
     # True sequential, as here: each layer sees inputs that went through the quantized ones before it.
     quantization = {
@@ -104,9 +92,9 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.random.fork_rng():
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    missing, unexpected = model.load_state_dict(_dense(folder, raw["bits"], dtype), strict=False)
+    missing, unexpected = model.load_state_dict(_dense(folder, raw["bits"], dtype), strict=False, assign=True)
     model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.get_text_config().tie_word_embeddings else set()
     if unexpected or set(missing) - tied:

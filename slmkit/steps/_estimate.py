@@ -9,6 +9,9 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from slmkit.steps import _shapes
 
 BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large vocabularies
 
@@ -80,13 +83,16 @@ def bytes_per_token(text: bytes, model: Size) -> float:
     return len(text) / max(count, 1)
 
 
-def quantizing(bits: float, group_size: int, model: Size) -> dict[str, int]:
-    """bytes on disk: linear layers at `bits` with a 16-bit scale and a zero per group; the rest stays 16-bit."""
-    if not model.parameters or not model.bytes:
+def quantizing(config: Any, model: Size) -> dict[str, int]:
+    """Bytes on disk, to within a percent, and memory: what stays whole, and the largest block in fp32 a few times over."""
+    shapes = _shapes.of(model.path) if model.path else None
+    if shapes is None:
         return {}
-    group = group_size if group_size > 0 else 4096
-    packed = model.parameters * (bits + (16 + bits) / group) / 8
-    return {"memory_bytes": model.parameters * 4, "disk_bytes": int(packed)}
+    if config.method in ("gptq", "rtn"):
+        disk = _shapes.packed_bytes(shapes, config.bits, config.group_size)
+    else:
+        disk = _shapes.bitsandbytes_bytes(shapes, config.method)
+    return {"memory_bytes": shapes.parameters * 4, "disk_bytes": disk}
 
 
 def shown(estimate: dict[str, int | str]) -> str:

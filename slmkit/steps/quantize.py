@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps import _estimate
+from slmkit.steps import _estimate, _shapes
 from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 
-VERSION = 1
+VERSION = 2
 TAKES = {
     "model": Takes("model"), "calibration": Takes("dataset", optional=True),
     "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),
@@ -115,8 +115,14 @@ def blocked(config: Config, execution: Execution) -> str | None:
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
     """Memory and disk."""
-    bits = {"nf4": 4, "int8": 8}.get(config.method, config.bits)
-    return _estimate.quantizing(bits, config.group_size or 64, sizes["model"][0])
+    return _estimate.quantizing(config, sizes["model"][0])
+
+
+def refuse(config: Config, sizes: dict) -> list:
+    """What cannot be done to this model, told by its headers before anything runs."""
+    folder = sizes["model"][0].path
+    found = _shapes.problem(config, folder) if folder else None
+    return [found] if found else []
 
 
 def run(ctx: Context, config: Config) -> Result:

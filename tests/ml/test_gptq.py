@@ -8,9 +8,12 @@ import torch
 from conftest import make_model
 from safetensors.torch import load_file
 
-from slmkit.errors import RecipeError
-from slmkit.ml import calibrate, gptq, gptq_format, models
+from slmkit.errors import RecipeError, StepFailed
+from slmkit.ml import blocks, gptq, gptq_format, models
 from slmkit.ml.gptq import Grid
+from slmkit.ml.quantizers import gptq as quantizer
+from slmkit.steps import quantize as quantize_step
+from slmkit.steps._estimate import weights
 from tests.support.drive import Driver, given
 
 
@@ -131,18 +134,23 @@ def test_a_folder_reads_back_as_what_was_measured(tmp_path, tiny, rows_file, con
     kept = {}
     original = gptq_format.save
 
-    def save(model, *args):  # looks at the model at the moment of writing; changes nothing
-        kept["state"] = {k: v.clone() for k, v in model.state_dict().items()}
-        return original(model, *args)
+    def save(rest, packed, *args):  # looks at what is written; changes nothing
+        rest = list(rest)
+        kept.update(rest=dict(rest), packed=dict(packed))
+        return original(rest, packed, *args)
 
     monkeypatch.setattr(gptq_format, "save", save)
     driver, result = run(tmp_path, tiny, rows_file, group_size=32, **config)
     read = models.load(given(driver.out, "model"), torch.device("cpu"))
     assert read.dtype == torch.float32
-    for name, value in kept["state"].items():
-        assert torch.equal(read.state_dict()[name], value), name
-    assert result.values["layers"] == 14
-    assert result.values["quantized_parameters"] == sum(m.weight.numel() for m in calibrate.layers(read).values())
+    for name, value in kept["rest"].items():
+        assert torch.equal(read.state_dict()[name], value.float()), name
+    layers = {name.rpartition(".")[0] for name in kept["packed"]}
+    for name in layers:
+        parts = {part: kept["packed"][f"{name}.{part}"] for part in gptq_format.PARTS}
+        assert torch.equal(read.state_dict()[f"{name}.weight"], gptq_format.layer(parts, config.get("bits", 4)).dense()), name
+    assert result.values["layers"] == len(layers) == 14
+    assert result.values["quantized_parameters"] == sum(read.state_dict()[f"{n}.weight"].numel() for n in layers)
 
 
 def test_the_folder_is_one_that_others_read(tmp_path, tiny, rows_file):
@@ -166,44 +174,142 @@ def test_twice_gives_the_same_bytes(tmp_path, tiny, rows_file):
     assert digest(first.out) == digest(second.out)
 
 
+CPU = torch.device("cpu")
+NAMES = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+
+
+def moments(model, rows, zeroed=()):
+    """Hessians of the layers, the blocks run one after another; layers whose names end as in `zeroed` hold nothing."""
+    opened = blocks.Blocks(model, CPU, torch.float32, torch.float32)
+    batches, found = opened.enter(rows), {}
+    for i in range(2):
+        with opened.block(i):
+            for name, module in opened.linear(i).items():
+                if name.endswith(tuple(zeroed)):
+                    module.weight.data.zero_()
+            assert [len(g) for g in blocks.groups(opened, i, batches[0])] == [3, 1, 2, 1]  # q k v, o, gate up, down
+            found |= {f"{i}.{n}": blocks.hessian(opened, i, f"model.layers.{i}.{n}", batches) for n in NAMES}
+            for batch in batches:
+                batch.hidden = opened.run(i, batch)
+    return found, opened, batches
+
+
 def test_padding_does_not_leak_into_the_hessians(tiny, monkeypatch):
-    model = models.load(given(tiny, "model"), torch.device("cpu"))
     rows = [list(range(5, 5 + n)) for n in (3, 30, 17, 9, 30)]
     found = []
     for batch in (8, 1):
-        monkeypatch.setattr(calibrate, "BATCH", batch)
-        found.append({})
-        calibrate.walk(model, rows, lambda name, module, h: found[-1].update({name: h}), lambda *_: None)
+        monkeypatch.setattr(blocks, "BATCH", batch)
+        found.append(moments(tiny, rows)[0])
     for name in found[0]:
         assert torch.allclose(found[0][name], found[1][name], rtol=1e-3, atol=1e-5), name
 
 
-def test_later_layers_see_the_quantized_ones_before_them(tmp_path, tiny, rows_file):
-    """Hessians are taken after what comes before was quantized: with everything propagated, the last layer's differs."""
-    model = models.load(given(tiny, "model"), torch.device("cpu"))
+def test_later_layers_see_the_quantized_ones_before_them(tiny):
     rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
-    seen: dict[str, dict] = {"kept": {}, "wiped": {}}
+    kept, wiped = moments(tiny, rows)[0], moments(tiny, rows, ("v_proj",))[0]
+    assert torch.equal(kept["0.self_attn.q_proj"], wiped["0.self_attn.q_proj"])
+    assert wiped["0.self_attn.o_proj"].abs().max() == 0 and not torch.allclose(kept["1.self_attn.q_proj"], wiped["1.self_attn.q_proj"])
 
-    def keep(name, module, h):
-        seen["kept"][name] = h
 
-    def wipe(name, module, h):
-        seen["wiped"][name] = h
-        module.weight.data.zero_()
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_block_by_block_is_the_whole_model(tmp_path, tiny, family):
+    """Biases, soft caps, layers of two kinds; and a model whose blocks hold no linear layers is refused."""
+    folder = tiny if family == "llama" else _family(tmp_path / family, family)
+    row = list(range(5, 35))
+    with torch.no_grad():
+        whole = models.load(given(folder, "model"), CPU)(torch.tensor([row])).logits
+    opened = blocks.Blocks(folder, CPU, torch.float32, torch.float32)
+    batches = opened.enter([row, row[:9]])
+    for i in range(2):
+        with opened.block(i):
+            for batch in batches:
+                batch.hidden = opened.run(i, batch)
+        assert all(p.is_meta for p in opened.list[i].parameters())
+    assert torch.allclose(opened.leave(batches[0])[0], whole[0], atol=1e-5)
 
-    calibrate.walk(model, rows, keep, lambda *_: None)
-    calibrate.walk(model, rows, wipe, lambda *_: None)
-    names = list(seen["kept"])
-    assert names[0].endswith("layers.0.self_attn.q_proj") and names[-1].endswith("layers.1.mlp.down_proj")
-    assert torch.equal(seen["kept"][names[0]], seen["wiped"][names[0]])
-    assert seen["wiped"]["model.layers.0.self_attn.o_proj"].abs().max() == 0
-    assert seen["kept"]["model.layers.0.self_attn.q_proj"] is seen["kept"]["model.layers.0.self_attn.v_proj"]
+
+def _family(folder, family):
+    from conftest import make_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if family == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+    config = AutoConfig.for_model(family, vocab_size=384, eos_token_id=2, pad_token_id=3, bos_token_id=1, head_dim=16, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_biases_and_norms_come_through(tmp_path, rows_file, family):
+    folder = _family(tmp_path / "m", family)
+    driver, result = run(tmp_path / "q", folder, rows_file, bits=8, group_size=32)
+    assert result.values["fidelity"]["mean_kl"] < 1e-3 and result.values["layers"] == 14
+
+
+def test_layers_that_are_no_linear_ones_are_refused(tmp_path, rows_file):
+    folder = _family(tmp_path / "m", "gpt2")
+    with pytest.raises(StepFailed, match="is a Conv1D, and only linear layers"):
+        run(tmp_path / "q", folder, rows_file, bits=8, group_size=32)
+
+
+def test_rounding_is_kept_where_it_is_closer(tmp_path, tiny, rows_file, monkeypatch):
+    """A GPTQ that is spoilt loses to rounding on the rows held out; a sound one does not."""
+    sound, result = run(tmp_path / "a", tiny, rows_file, group_size=32, bits=3)
+    compared = result.values["held_out"]
+    assert result.values["kept"] == "gptq" and compared["gptq"]["kl"] < compared["rtn"]["kl"] and compared["rows"] == 3
+    assert result.values["samples"] == 21
+    original = gptq.gptq
+    monkeypatch.setattr(gptq, "gptq", lambda w, *a, **k: original(w + 0.05 * w.std() * torch.randn(w.shape), *a, **k))
+    spoilt, result = run(tmp_path / "b", tiny, rows_file, group_size=32, bits=8, act_order=True)
+    assert result.values["kept"] == "rtn" and [e for e in spoilt.events if e["event"] == "warning" and "closer" in e["what"]]
+    plain, _ = run(tmp_path / "c", tiny, None, method="rtn", group_size=32, bits=8)
+    one, two = (load_file(d.out / "model.safetensors") for d in (spoilt, plain))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert not json.loads((spoilt.out / "quantize_config.json").read_text())["desc_act"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, tiny, rows_file, monkeypatch):
+    whole, _ = run(tmp_path / "a", tiny, rows_file, group_size=32)
+    done = []
+    original = quantizer._keep
+
+    def keep(file, *args):
+        if done:
+            raise KeyboardInterrupt
+        original(file, *args)
+        done.append(file)
+
+    monkeypatch.setattr(quantizer, "_keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", tiny, rows_file, group_size=32)
+    assert [f.name for f in done] == ["block-0.safetensors"]
+    monkeypatch.setattr(quantizer, "_keep", original)
+    made = []
+    monkeypatch.setattr(quantizer, "_block", lambda o, i, *a, real=quantizer._block: (made.append(i), real(o, i, *a))[1])
+    again, _ = run(tmp_path / "b", tiny, rows_file, group_size=32)
+    assert made == [1] and digest(again.out) == digest(whole.out)
+
+
+@pytest.mark.parametrize("config", [
+    {"bits": 4, "group_size": 32}, {"bits": 3, "group_size": -1, "symmetric": False}, {"bits": 8, "group_size": 64}, {"method": "nf4"},
+    {"method": "int8"}, {"bits": 2, "group_size": 16, "method": "rtn"},
+])  # fmt: skip
+def test_the_size_is_predicted(tmp_path, tiny, rows_file, config):
+    driver, result = run(tmp_path, tiny, rows_file, fidelity={"mean_kl": 99.0, "perplexity": 99.0}, **config)
+    settings = {"model": "m", "method": "gptq"} | ({"calibration": "c"} if config.get("method", "gptq") == "gptq" else {}) | config
+    said = quantize_step.estimate(quantize_step.Config(**settings), quantize_step.Execution(), {"model": (weights(tiny),)})
+    assert said["disk_bytes"] == pytest.approx(result.values["bytes"], rel=0.01)
 
 
 def test_shapes_that_do_not_fit_are_refused_before_any_work(tmp_path_factory, rows_file):
     odd = make_model(tmp_path_factory.mktemp("odd") / "m", hidden=64, mlp=172)
-    for path in odd.glob("*.safetensors"):
-        path.write_bytes(b"not read")  # no weight may be needed to say so
+    for path in odd.glob("*.safetensors"):  # no weight may be needed to say so
+        head = path.read_bytes()[:8]
+        path.write_bytes(path.read_bytes()[: 8 + int.from_bytes(head, "little")])
     with pytest.raises(RecipeError) as e:
         run(tmp_path_factory.mktemp("w"), odd, rows_file, group_size=32)
     text = e.value.render()
@@ -212,7 +318,7 @@ def test_shapes_that_do_not_fit_are_refused_before_any_work(tmp_path_factory, ro
     with pytest.raises(RecipeError) as e:
         run(tmp_path_factory.mktemp("w"), odd, rows_file, group_size=-1)
     text = e.value.render()
-    assert "bits: 4 cannot be packed: model.layers.0.mlp.gate_proj is (64 → 172), and both sides must be multiples of 8" in text
+    assert "bits: 4 cannot be packed: model.layers.0.mlp.down_proj is (172 → 64), and both sides must be multiples of 8" in text
     assert "bits that fit every layer of this model: 8" in text
 
 

@@ -12,7 +12,7 @@ from slmkit.ml import models
 from slmkit.steps._step import Context, Given
 
 
-def quantize(ctx: Context, config: Any, given: Given, where: torch.device) -> dict:
+def quantize(ctx: Context, config: Any, given: Given, where: torch.device, _rows: None) -> dict:
     """Write the folder. Weights that stay unquantized are kept in 16 bits."""
     folder = Path(given.path)
     own = models.own_dtype(folder)
