@@ -88,13 +88,23 @@ def test_again_is_all_cached_and_loads_nothing(chain) -> None:
 
 
 def test_the_folders_load_as_they_stand(chain) -> None:
-    """The merged model is base + adapter, summed exactly and rounded once: no weight is off by more than half a step of bf16 at its size."""
+    """The merged model is the base of its training + adapter, summed exactly and rounded once: no weight is off by more than half a step of bf16 at
+    its size. That base is the 4-bit one, unpacked by bitsandbytes itself."""
     _, said = chain
     code = f"""
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import PeftModel
+import json
+import bitsandbytes.functional as bnb
+from transformers import BitsAndBytesConfig
+kind = getattr(torch, json.load(open({str(folder(said, "sft") / "slmkit_training.json")!r}))["base_dtype"].replace("bf", "bfloat").replace("fp", "float"))
+four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind)
+four = AutoModelForCausalLM.from_pretrained({str(demo.path("student"))!r}, dtype=kind, quantization_config=four)
 base = AutoModelForCausalLM.from_pretrained({str(demo.path("student"))!r}, dtype=torch.float64)
+for name, weight in four.named_parameters():
+    state = getattr(weight, "quant_state", None)
+    base.get_parameter(name).data = (bnb.dequantize_4bit(weight.data, state) if state else weight.data).double()
 adapter = PeftModel.from_pretrained(base, {str(folder(said, "sft"))!r})
 merged = AutoModelForCausalLM.from_pretrained({str(folder(said, "sft-merge"))!r})
 assert AutoTokenizer.from_pretrained({str(folder(said, "sft-merge"))!r})("Ship PO-12345", return_tensors="pt").input_ids.numel()
