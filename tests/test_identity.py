@@ -62,7 +62,7 @@ BASE = {
             "kind": "quantize", "model": "$tuned", "method": "gptq", "backend": "slmkit", "bits": 4, "group_size": 64, "symmetric": True,
             "act_order": False, "damping": 0.01, "calibration": "rows.jsonl", "samples": 16, "max_length": 128, "seed": 1,
             "fidelity": {"mean_kl": 0.1},
-            "execution": {"device": "cpu"},
+            "execution": {"device": "cpu", "allow": []},
         },
         "score": {
             "kind": "eval", "models": ["$base", "$int4"], "tasks": ["task.yaml"], "fewshot": 0, "limit": 5, "chat": False, "seed": 1,
@@ -100,7 +100,7 @@ OTHER = {  # another valid value for every field
     "int4": {
         "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02,
         "samples": 8, "max_length": 64, "seed": 2, "how.fidelity": {"top1": 0.9},
-        "backend": "gptqmodel", "execution.device": "cuda",
+        "backend": "gptqmodel", "execution.device": "cuda", "execution.allow": ["leaks"],
     },
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"},
               "execution.batch_size": 2, "execution.device": "cuda"},

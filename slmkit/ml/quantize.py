@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slmkit.data import rows
 from slmkit.data.rows import Rows
 from slmkit.errors import RecipeError
 from slmkit.ml import cards, chat, fidelity, models, quantizers
@@ -17,7 +15,7 @@ from slmkit.steps._step import Context, Given, Result
 
 
 def quantize(ctx: Context, config: Any, data: Rows | None) -> Result:
-    """Entry of the step. `data` is the calibration set, read and checked already."""
+    """Entry of the step. `data`: the calibration rows, drawn and checked already."""
     given = ctx.inputs["model"]
     where = models.device(ctx.execution.device)
     folder = Path(given.path)
@@ -48,11 +46,8 @@ def _made(ctx: Context, config: Any, data: Rows | None, given: Given, where: tor
 
 
 def _rows(config: Any, data: Rows, given) -> list[list[int]]:
-    """Token ids of the calibration rows: drawn by seed, rendered as in training, cut to max_length."""
+    """Token ids of the calibration rows: rendered as in training, cut to max_length."""
     tokenizer = models.tokenizer(given)
-    drawn = list(data)
-    random.Random(config.seed).shuffle(drawn)
-    part = rows.of(data.name, data.form, drawn[: config.samples], data.format)
     ends = models.end_ids(given, tokenizer)
-    encoded = chat.encode(part, tokenizer, loss_on="all", max_length=config.max_length, ends=ends, too_long="cut_end", allow_truncation=True)
+    encoded = chat.encode(data, tokenizer, loss_on="all", max_length=config.max_length, ends=ends, too_long="cut_end", allow_truncation=True)
     return [e.input_ids for e in encoded.examples]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps import _estimate, _shapes
+from slmkit.steps import _estimate, _shapes, _tasks
 from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
@@ -24,6 +24,7 @@ VERSION = 2
 TAKES = {
     "model": Takes("model"), "calibration": Takes("dataset", optional=True),
     "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),
+    "tasks": Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files),  # is a question of theirs among the calibration rows?
 }  # fmt: skip
 GIVES = "model"
 
@@ -102,6 +103,8 @@ class Config(StepConfig):
 class Execution(StepExecution):
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    allow: list[Literal["leaks"]] = []
+    """leaks: calibration rows may be questions of the recipe's evaluations; the scores are worth less then."""
 
 
 def blocked(config: Config, execution: Execution) -> str | None:
@@ -129,9 +132,14 @@ def run(ctx: Context, config: Config) -> Result:
     given = ctx.inputs.get("calibration")
     data = None
     if given is not None:
-        from slmkit.data import read
+        from slmkit.data import calibration, read
 
-        data = read.read(given, seed=config.seed or 0)
+        data = calibration.draw(read.read(given, seed=config.seed), config.samples, config.seed)
+        if len(data) < config.samples:
+            ctx.log("warning", what=f"the calibration data holds {len(data)} rows, fewer than `samples: {config.samples}`: all are used")
+        if "leaks" not in ctx.execution.allow:
+            for name in calibration.refuse_leaks(data, ctx.inputs.get("tasks") or ()):
+                ctx.log("warning", what=f"the questions of task {name} are not here and were not looked for among the calibration rows")
     from slmkit.ml import quantize
 
     return quantize.quantize(ctx, config, data)

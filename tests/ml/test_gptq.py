@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import chats, make_model, write_jsonl
 from safetensors.torch import load_file
 
-from slmkit.errors import RecipeError, StepFailed
+from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.ml import blocks, gptq, gptq_format, models
 from slmkit.ml.gptq import Grid
 from slmkit.ml.quantizers import gptq as quantizer
@@ -334,3 +334,18 @@ def test_bitsandbytes_folders_load_back(tmp_path, tiny, method):
             off = (model(ids).logits.float() - reference).norm() / reference.norm()
             assert off < (0.3 if method == "nf4" else 0.1)
     assert result.values["bytes"] < 0.5 * result.values["bytes_before"]
+
+
+def test_a_question_of_the_evaluation_is_no_calibration_row(tmp_path, tiny):
+    rows = chats(40)
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", [{"q": rows[3]["messages"][1]["content"], "a": rows[3]["messages"][2]["content"]}])
+    (tmp_path / "t.yaml").write_text("task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: test.jsonl}}\ntest_split: test\n"
+                                     "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n")
+    inputs = {"model": given(tmp_path / "none", "model"), "calibration": given(file, "dataset", "calibration"),
+              "tasks": given(tmp_path / "t.yaml", "task", "tasks")}
+    with pytest.raises(DataError) as e:  # before any model is loaded: there is none
+        Driver(tmp_path / "a").run("quantize", {"model": "m", "calibration": "c", "group_size": 32}, inputs)
+    assert "rows.jsonl:4: this calibration row is a question of `t`" in e.value.render() and "allow: [leaks]" in e.value.render()
+    inputs["model"] = given(tiny, "model")
+    assert Driver(tmp_path / "b").run("quantize", {"model": "m", "calibration": "c", "group_size": 32}, inputs, {"allow": ["leaks"]})
