@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-TYPES = ("model", "adapter", "dataset", "task", "scores", "code", "template", "tools")
+TYPES = ("model", "adapter", "dataset", "task", "scores", "code", "template", "tools", "gguf")
 """Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
-code is a Python file of the user's; template is a Jinja file; tools is a JSON file of functions on offer."""
+gguf is an export for llama.cpp; code is a Python file of the user's; template is a Jinja file; tools is a JSON file of functions on offer."""
 
 NAME = "<step>"
 """Stands for the step's name in what the hooks `estimate` and `blocked` say, which are told none; the plan puts it in."""

@@ -1,0 +1,1 @@
+"""The formats of the export step, a file each."""
