@@ -98,7 +98,8 @@ from peft import PeftModel
 import json
 import bitsandbytes.functional as bnb
 from transformers import BitsAndBytesConfig
-kind = getattr(torch, json.load(open({str(folder(said, "sft") / "slmkit_training.json")!r}))["base_dtype"].replace("bf", "bfloat").replace("fp", "float"))
+kind = json.load(open({str(folder(said, "sft") / "slmkit_training.json")!r}))["base_dtype"]
+kind = getattr(torch, kind.replace("bf", "bfloat").replace("fp", "float"))
 four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind)
 four = AutoModelForCausalLM.from_pretrained({str(demo.path("student"))!r}, dtype=kind, quantization_config=four)
 base = AutoModelForCausalLM.from_pretrained({str(demo.path("student"))!r}, dtype=torch.float64)

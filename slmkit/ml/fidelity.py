@@ -44,9 +44,9 @@ class Runtime(Protocol):
 class Transformers:
     """A folder (a model, an adapter on its base, quantized or not) as slmkit loads it: also what eval and serve run."""
 
-    def __init__(self, given: Given, where: torch.device, name: str = "transformers"):
-        self.given, self.where, self.name = given, where, name
-        self.model, self.tokenizer = models.load(given, where), models.tokenizer(given)
+    def __init__(self, given: Given, where: torch.device, name: str = "transformers", dtype: torch.dtype | None = None):
+        self.where, self.name = where, name
+        self.model, self.tokenizer = models.load(given, where, dtype=dtype), models.tokenizer(given)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Export a model for another runtime: GGUF for llama.cpp and Ollama.
 
-The file is written with its chat template and stop tokens inside, quantized by llama.cpp's own tool, read back and run: its tokenizer must give the
-same ids, and its answers must be those of the model, before it is published (.slmkit/fidelity.json). Architectures, rotary angles and tokenizers that are
-not known to come out right are refused. Needs `pip install 'slmkit[gguf]'`.
+The file is written with its chat template and stop tokens inside, quantized by llama.cpp's own tool, read back and run: its tokenizer must give
+the same ids, and its answers must be those of the model, before it is published (.slmkit/fidelity.json). Architectures, rotary angles and tokenizers
+that are not known to come out right are refused. Needs `pip install 'slmkit[gguf]'`.
 
     slmkit export recipe.yaml
     slmkit export MODEL --type q4_k_m
@@ -29,7 +29,7 @@ class Config(StepConfig):
     format: Literal["gguf"] = "gguf"
     """gguf: one file, for llama.cpp, Ollama and what is built on them."""
     type: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] = "q4_k_m"
-    """How weights are stored, by llama.cpp's names. q4_k_m is its usual choice; layers whose width does not suit it take the nearest type that does."""
+    """How weights are stored, by llama.cpp's names; layers whose width does not suit a type take the nearest that does."""
     fidelity: Annotated[Fidelity | None, How()] = None
     """Bounds of what exporting may do to the model; those of the type if left out."""
 

@@ -35,7 +35,8 @@ def export(ctx: Context, config: Any) -> Result:
         return Result(values, card=_card(given, config, values, file), cost={"peak_memory_bytes": models.peak_memory(cpu)})
 
     return fidelity.certified(
-        ctx, config.fidelity, _fidelity.BY_BITS[BOUNDS[config.type]], given, lambda: fidelity.Transformers(given, cpu), work,
+        ctx, config.fidelity, _fidelity.BY_BITS[BOUNDS[config.type]], given,
+        lambda: fidelity.Transformers(given, cpu, "transformers in fp32", torch.float32), work,  # what llama.cpp computes in, too
         lambda out: Llama(out / file, length, ctx.execution.threads),
     )  # fmt: skip
 
@@ -61,7 +62,8 @@ def _write(ctx: Context, config: Any, given: Given, tokenizer: Any, file: str) -
     parameters = sum(int(t.n_elements) for t in tensors)
     size = (ctx.out / file).stat().st_size
     return {
-        "type": config.type, "bytes": size, "bytes_before": models.weight_bytes(given), "parameters": parameters, "bits_per_weight": size * 8 / parameters,
+        "type": config.type, "bytes": size, "bytes_before": models.weight_bytes(given), "parameters": parameters,
+        "bits_per_weight": size * 8 / parameters,
         "tensor_types": dict(sorted(Counter(t.tensor_type.name.lower() for t in tensors).items())), "stops": stops,
     }  # fmt: skip
 
