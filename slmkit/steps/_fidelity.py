@@ -32,7 +32,7 @@ class Fidelity(Part):
 
 MERGE = {"mean_kl": 0.02, "perplexity": 1.03, "ended": 0.125}
 BY_BITS = {
-    16: {"mean_kl": 0.001, "top1": 0.99, "perplexity": 1.01, "ended": 0.125},
+    16: {"mean_kl": 0.001, "perplexity": 1.01, "ended": 0.125},
     8: {"mean_kl": 0.02, "perplexity": 1.05, "ended": 0.125},
     4: {"mean_kl": 0.3, "perplexity": 1.35, "ended": 0.25},
     3: {"mean_kl": 1.0, "perplexity": 3.0, "ended": 0.5},

@@ -26,8 +26,6 @@ BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.
 class Config(StepConfig):
     model: Ref
     """The model to export, in full precision; an adapter is merged on the way."""
-    format: Literal["gguf"] = "gguf"
-    """gguf: one file, for llama.cpp, Ollama and what is built on them."""
     type: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] = "q4_k_m"
     """How weights are stored, by llama.cpp's names; layers whose width does not suit a type take the nearest that does."""
     fidelity: Annotated[Fidelity | None, How()] = None

@@ -23,8 +23,8 @@ def export(ctx: Context, config: Any) -> Result:
     given: Given = ctx.inputs["model"]
     folder = Path(given.path)
     sizes = gguf_write.check(folder)
-    gguf_tokens.read(folder, sizes["vocab_size"])
     tokenizer, cpu = models.tokenizer(given), torch.device("cpu")
+    gguf_tokens.read(tokenizer, sizes["vocab_size"])
     length = min(LONGEST + fidelity.WRITTEN, sizes["max_position_embeddings"])
     file = f"model-{config.type}.gguf"
 
@@ -50,7 +50,7 @@ def _write(ctx: Context, config: Any, given: Given, tokenizer: Any, file: str) -
     ordered = sorted(ends, key=lambda i: (i != tokenizer.eos_token_id, i))
     ctx.progress(0, 3, "writing")
     source = ctx.out / file if first == config.type else ctx.state / "whole.gguf"
-    gguf_write.write(Path(given.path), source, first, given.name, tokenizer.chat_template, ordered)
+    gguf_write.write(Path(given.path), source, first, given.name, tokenizer, ordered)
     ctx.progress(1, 3, "quantizing")
     if source.parent == ctx.state:
         quantize(source, ctx.out / file, config.type, ctx.execution.threads)

@@ -1,4 +1,4 @@
-"""A tokenizer.json as llama.cpp knows tokenizers: byte-level BPE with a pre-tokenizer that it has a name for, or SentencePiece's BPE.
+"""A tokenizer as llama.cpp knows tokenizers: byte-level BPE with a pre-tokenizer that it has a name for, or SentencePiece's BPE.
 
 llama.cpp splits text by rules that it holds under a name; the name is told here from how the tokenizer splits, and what has no name there is refused.
 Whether it was told right is seen when the file is read back: its ids must be the tokenizer's own (`llama.py`).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slmkit.errors import StepFailed
@@ -32,15 +31,20 @@ class Tokens:
     space_first: bool
 
 
-def read(folder: Path, vocabulary: int) -> Tokens:
-    """The tokenizer of a model folder, filled up to `vocabulary` ids. Raises StepFailed for one that llama.cpp does not know."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise StepFailed("this model has no tokenizer.json", where=folder, mend="save it with a fast tokenizer")
-    said = json.loads(file.read_text(encoding="utf-8"))
+def read(tokenizer: Any, vocabulary: int) -> Tokens:
+    """A fast tokenizer as transformers runs it (which for some families is not what tokenizer.json says), filled up to `vocabulary` ids. Raises
+    StepFailed for one that llama.cpp does not know."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise StepFailed(f"{type(tokenizer).__name__} is no fast tokenizer", mend="save the model with one (tokenizer.json)")
+    return of(json.loads(backend.to_str()), vocabulary)
+
+
+def of(said: dict, vocabulary: int) -> Tokens:
+    """The same from the tokenizer's JSON."""
     model = said["model"]
     if model["type"] != "BPE":
-        raise StepFailed(f"a tokenizer of type {model['type']} is not exported, only BPE", where=file)
+        raise StepFailed(f"a tokenizer of type {model['type']} is not exported, only BPE")
     texts = [f"[PAD{i}]" for i in range(vocabulary)]
     kinds = [UNUSED] * vocabulary
     pieces = bool(model.get("byte_fallback"))
@@ -52,7 +56,7 @@ def read(folder: Path, vocabulary: int) -> Tokens:
     pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if pieces:
         return Tokens("llama", "default", texts, kinds, _scores(texts, pairs), [], _space_first(said))
-    return Tokens("gpt2", _pre(said, file), texts, kinds, [], pairs, False)
+    return Tokens("gpt2", _pre(said), texts, kinds, [], pairs, False)
 
 
 def _kind(text: str, pieces: bool, unknown: str | None) -> int:
@@ -71,12 +75,12 @@ def _space_first(said: dict) -> bool:
     return "Prepend" in json.dumps(said.get("normalizer")) or (said.get("pre_tokenizer") or {}).get("prepend_scheme") in ("first", "always")
 
 
-def _pre(said: dict, file: Path) -> str:
+def _pre(said: dict) -> str:
     parts = said.get("pre_tokenizer") or {}
     parts = parts.get("pretokenizers") or [parts]
     kinds = [p.get("type") for p in parts]
     if said.get("normalizer") not in (None, {"type": "NFC"}):
-        raise StepFailed(f"a tokenizer with the normalizer {said['normalizer'].get('type')} is not exported", where=file)
+        raise StepFailed(f"a tokenizer with the normalizer {said['normalizer'].get('type')} is not exported")
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and parts[1].get("use_regex", True):
@@ -85,7 +89,7 @@ def _pre(said: dict, file: Path) -> str:
         found = BY_PATTERN.get(parts[0].get("pattern", {}).get("Regex"))
         if found:
             return found
-    raise StepFailed("llama.cpp has no name that is known here for how this tokenizer splits text", where=file, mend=f"it splits by {_shown(parts)}")
+    raise StepFailed("llama.cpp has no name that is known here for how this tokenizer splits text", mend=f"it splits by {_shown(parts)}")
 
 
 def _shown(parts: Any) -> str:

@@ -44,7 +44,7 @@ def _rope(config: dict) -> dict[str, Any]:
     return {"rope_theta": config.get("rope_theta", 10000.0)} | said | {"rope_type": said.get("rope_type") or said.get("type") or "default"}
 
 
-def write(folder: Path, file: Path, kind: str, name: str, template: str | None, ends: list[int]) -> None:
+def write(folder: Path, file: Path, kind: str, name: str, tokenizer: Any, ends: list[int]) -> None:
     """Write `file`. kind: f32, f16 or bf16. ends: ids that end a turn, the tokenizer's own EOS first."""
     import gguf
 
@@ -73,7 +73,7 @@ def write(folder: Path, file: Path, kind: str, name: str, template: str | None, 
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3(rope, each))
-    _tokenizer(writer, folder, config["vocab_size"], template, ends)
+    _tokenizer(writer, tokenizer, config["vocab_size"], ends)
     names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch], config["num_hidden_layers"])
     for place in sorted(folder.glob("*.safetensors")):
         with safe_open(place, framework="pt") as opened:
@@ -119,9 +119,8 @@ def _llama3(rope: dict, width: int) -> np.ndarray:
     return np.array(found, dtype=np.float32)
 
 
-def _tokenizer(writer: Any, folder: Path, vocabulary: int, template: str | None, ends: list[int]) -> None:
-    tokens = gguf_tokens.read(folder, vocabulary)
-    said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) if (folder / "tokenizer_config.json").is_file() else {}
+def _tokenizer(writer: Any, tokenizer: Any, vocabulary: int, ends: list[int]) -> None:
+    tokens = gguf_tokens.read(tokenizer, vocabulary)
     writer.add_tokenizer_model(tokens.model)
     writer.add_tokenizer_pre(tokens.pre)
     writer.add_token_list(tokens.texts)
@@ -131,25 +130,14 @@ def _tokenizer(writer: Any, folder: Path, vocabulary: int, template: str | None,
         writer.add_add_space_prefix(tokens.space_first)
     else:
         writer.add_token_merges(tokens.merges)
-    number = {text: i for i, text in enumerate(tokens.texts)}
-    for name, add in (("bos_token", writer.add_bos_token_id), ("pad_token", writer.add_pad_token_id)):
-        text = said.get(name)
-        text = text.get("content") if isinstance(text, dict) else text
-        if text in number:
-            add(number[text])
+    for token, add in ((tokenizer.bos_token_id, writer.add_bos_token_id), (tokenizer.pad_token_id, writer.add_pad_token_id)):
+        if token is not None:
+            add(token)
     if ends:
         writer.add_eos_token_id(ends[0])
     if len(ends) > 1:
         writer.add_eot_token_id(ends[1])
-    writer.add_add_bos_token(_adds_bos(folder))
-    if template:
-        writer.add_chat_template(template)
-
-
-def _adds_bos(folder: Path) -> bool:
-    """Does the tokenizer put BOS before plain text?"""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+    writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
