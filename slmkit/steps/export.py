@@ -1,48 +1,107 @@
-"""Export a model for another runtime: GGUF for llama.cpp and Ollama.
+"""Export a model for another runtime: GGUF for llama.cpp and Ollama, ONNX for onnxruntime, or its adapter for vLLM and LoRAX.
 
-The file is written with its chat template and stop tokens inside, quantized by llama.cpp's own tool, read back and run: its tokenizer must give
-the same ids, and its answers must be those of the model, before it is published (.slmkit/fidelity.json). Architectures, rotary angles and tokenizers
-that are not known to come out right are refused. Needs `pip install 'slmkit[gguf]'`.
+A GGUF file has its chat template and stop tokens inside and is quantized by llama.cpp's own tool. GGUF and ONNX are read back and run: the
+tokenizer must give the same ids, and the answers must be those of the model, before they are published (.slmkit/fidelity.json). What is not
+known to come out right is refused. Needs `pip install 'slmkit[gguf]'` or `'slmkit[onnx]'`.
 
     slmkit export recipe.yaml
     slmkit export MODEL --type q4_k_m
+    slmkit export ADAPTER --format adapter
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, field_validator, model_validator
+
+from slmkit.steps import _gguf
 from slmkit.steps._estimate import Size
 from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import Ref
-from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Context, How, Result, StepConfig, StepExecution, Takes
 
 VERSION = 1
-TAKES = {"model": Takes("model"), "probes": Takes("dataset", many=True, optional=True, witness=True, of="data")}
-GIVES = "gguf"
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q4_0": 4.55}
+
+
+def _types(config: Config) -> tuple[str, ...]:
+    return ("adapter",) if config.format == "adapter" else ("model",)
+
+
+TAKES = {
+    "model": Takes("model", "adapter", narrow=_types),
+    "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),
+}
+
+
+def GIVES(config: Config) -> str:
+    return config.format
+
+
+TYPES = {
+    "gguf": ("q4_k_m", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_s", "q4_0", "q3_k_m", "q2_k"),
+    "onnx": ("fp32", "int4"), "adapter": (),
+}  # fmt: skip
+"""What each format can be written as, the default first."""
+BITS = {
+    "f32": 32, "fp32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_0": 4.55,
+    "q3_k_m": 3.9, "q2_k": 3.2, "int4": 5,
+}  # fmt: skip
+NEEDS = {"gguf": ("gguf", "llama_cpp"), "onnx": ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"), "adapter": ()}
+"""The modules each format needs, which the extra of its name installs."""
 
 
 class Config(StepConfig):
     model: Ref
-    """The model to export, in full precision; an adapter is merged on the way."""
-    type: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] = "q4_k_m"
-    """How weights are stored, by llama.cpp's names; layers whose width does not suit a type take the nearest that does."""
+    """The model to export, in full precision; an adapter is merged on the way. Of format adapter, the adapter."""
+    format: Annotated[Literal["gguf", "onnx", "adapter"], Born("gguf")] = "gguf"
+    """gguf: one file for llama.cpp and Ollama; onnx: a folder for onnxruntime-genai; adapter: a peft folder as vLLM and LoRAX load it."""
+    type: Literal[
+        "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k", "fp32", "int4"
+    ] | None = None  # fmt: skip
+    """How weights are stored. gguf: by llama.cpp's names, q4_k_m if left out; layers whose width does not suit a type take the nearest that does.
+    onnx: fp32 (if left out) or int4."""
     fidelity: Annotated[Fidelity | None, How()] = None
-    """Bounds of what exporting may do to the model; those of the type if left out."""
+    """Bounds of what exporting may do to the model; those of the type if left out. Not read by format adapter, which copies weights."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Config:
+        if self.fidelity is not None and self.format == "adapter":
+            raise ValueError("`fidelity` is not read by format adapter; remove it")
+        return self
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: Any) -> Any:
+        known = TYPES.get(info.data.get("format"))
+        if known is None:
+            return value
+        if not known and value is not None:
+            raise ValueError("`type` is not read by format adapter, whose weights stay as they are; remove it")
+        if value is not None and value not in known:
+            raise ValueError(f"format {info.data['format']} is written as {', '.join(known)}")
+        return known[0] if value is None and known else value
 
 
 class Execution(StepExecution):
-    threads: int | None = None
-    """Threads of llama.cpp while it quantizes and runs the probes. None: as many as it likes."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads while it is quantized and runs the probes. None: as many as the runtime likes."""
 
 
 def blocked(config: Config, execution: Execution) -> str | None:
     """Why this cannot run here, found without importing anything heavy."""
     import importlib.util
 
-    missing = [name for name in ("gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
-    return f"{missing[0]} is not installed: pip install 'slmkit[gguf]' (llama.cpp is compiled: some ten minutes)" if missing else None
+    missing = [name for name in NEEDS[config.format] if importlib.util.find_spec(name) is None]
+    minutes = " (llama.cpp is compiled: some ten minutes)" if config.format == "gguf" else ""
+    return f"{missing[0]} is not installed: pip install 'slmkit[{config.format}]'{minutes}" if missing else None
+
+
+def refuse(config: Config, sizes: dict) -> list:
+    """What cannot be done to this model, told by its config before anything runs."""
+    folder = sizes["model"][0].path
+    found = _gguf.problem(folder) if folder and config.format == "gguf" else None
+    return [found] if found else []
 
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
@@ -50,10 +109,16 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
     model: Size = sizes["model"][0]
     if not model.parameters:
         return {}
+    if config.type is None:
+        return {"disk_bytes": model.bytes} if model.bytes else {}
     return {"memory_bytes": model.parameters * 4, "disk_bytes": int(model.parameters * BITS[config.type] / 8)}
 
 
 def run(ctx: Context, config: Config) -> Result:
-    from slmkit.ml.export import gguf
-
-    return gguf.export(ctx, config)
+    if config.format == "gguf":
+        from slmkit.ml.export import gguf as way
+    elif config.format == "onnx":
+        from slmkit.ml.export import onnx as way
+    else:
+        from slmkit.ml.export import adapter as way
+    return way.export(ctx, config)
