@@ -14,6 +14,7 @@ from families import ends_of, tokenizer_of
 
 from slmkit.errors import RecipeError, StepFailed
 from slmkit.ml import models
+from slmkit.ml.export import adapter as adapter_export
 from slmkit.ml.export import gguf_tokens, gguf_write, ollama, readings
 from slmkit.steps import export
 from slmkit.steps._estimate import Size
@@ -103,7 +104,8 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path, tiny, monkeypatch
 @pytest.mark.parametrize(("change", "told"), [
     ({"model_type": "gemma2"}, "`gemma2` is not exported"), ({"hidden_act": "gelu"}, "activation is gelu"),
     ({"model_type": "qwen3", "attention_bias": True}, "biases"), ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "type dynamic"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "mscale": 2.0}}, "yarn with mscale"), ({"partial_rotary_factor": 0.5}, "a part of each"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "mscale": 2.0}}, "yarn with mscale"),
+    ({"partial_rotary_factor": 0.5}, "a part of each"),
     ({"model_type": "qwen2", "head_dim": 32}, "do not fill its width"), ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
 ])  # fmt: skip
 def test_what_is_not_known_to_be_right_is_refused_before_any_work(tmp_path, tiny, change, told):
@@ -253,3 +255,56 @@ def test_ids_without_a_text_are_filled(tokenizer):
     tokens = gguf_tokens.read(tokenizer, 400)
     assert len(tokens.texts) == 400 and tokens.kinds[399] == gguf_tokens.UNUSED and tokens.texts[2] == "<|im_end|>"
     assert tokens.kinds[2] == gguf_tokens.CONTROL and tokens.pre == "gpt-2" and tokens.model == "gpt2"
+
+
+def lora(tmp_path, tiny, rows_file, **settings):
+    """An adapter of a few steps; its B is not zero."""
+    from test_train import run as trained
+
+    driver, _ = trained(tmp_path / "t", tiny, rows_file, method="lora", max_steps=2, learning_rate=1e-2, lora={"r": 4, "alpha": 8} | settings)
+    return driver.out
+
+
+def as_vllm_loads(root, adapter, tiny):
+    driver = Driver(root)
+    base = given(tiny, "model", uri="hf:who/what@" + "0" * 40)
+    return driver.out, driver.run("export", {"model": "a", "format": "adapter"}, {"model": given(adapter, "adapter", base=base)})
+
+
+def said_by(adapter, tiny):
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(models.load(given(tiny, "model"), CPU), adapter)
+    with torch.no_grad():
+        return model(torch.tensor([[5, 6, 7, 8, 200, 201, 9, 10]])).logits
+
+
+def test_an_adapter_goes_to_vllm_as_it_is_or_with_one_rank_and_scale(tmp_path, tiny, rows_file):
+    patterns = {"variant": "rslora", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}}
+    for name, settings in (("plain", {}), ("patterns", patterns)):
+        adapter = lora(tmp_path / name, tiny, rows_file, **settings)
+        out, result = as_vllm_loads(tmp_path / name / "x", adapter, tiny)
+        written = json.loads((out / "adapter_config.json").read_text())
+        assert (written["base_model_name_or_path"], written["revision"]) == ("who/what", "0" * 40)
+        assert not written["rank_pattern"] and not written["alpha_pattern"] and (out / "chat_template.jinja").is_file()
+        assert torch.allclose(said_by(out, tiny), said_by(adapter, tiny), atol=1e-5)
+        assert result.values["rewritten"] == bool(settings) and result.values["max_lora_rank"] == 8 and result.values["rank"] == 4
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"alpha_pattern": {}}  # vLLM reads one alpha
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert not torch.allclose(said_by(out, tiny), said_by(adapter, tiny), atol=1e-3)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"bias": "all"}, "trained biases"),
+    ({"peft_type": "IA3"}, "of type IA3"), ({"lora_bias": True}, "biases in the adapters"),
+])  # fmt: skip
+def test_an_adapter_that_vllm_would_not_load_is_refused(change, told):
+    weights = {f"base_model.model.model.layers.0.mlp.up_proj.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "bias": "none"}
+    assert list(adapter_export.check(said, weights)) == ["model.layers.0.mlp.up_proj"]
+    with pytest.raises(RecipeError, match=told):
+        adapter_export.check(said | change, weights)
+    with pytest.raises(RecipeError, match="outside the decoder blocks .lm_head"):
+        adapter_export.check(said, weights | {f"base_model.model.lm_head.lora_{x}.weight": torch.ones(2, 2) for x in "AB"})
+    with pytest.raises(RecipeError, match="rank above 512"):
+        adapter_export.check(said, {k: torch.ones(600, 600) for k in weights})
