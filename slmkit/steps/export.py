@@ -107,10 +107,8 @@ def refuse(config: Config, sizes: dict) -> list:
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int]:
     """Memory and disk."""
     model: Size = sizes["model"][0]
-    if not model.parameters:
+    if not model.parameters or config.type is None:
         return {}
-    if config.type is None:
-        return {"disk_bytes": model.bytes} if model.bytes else {}
     return {"memory_bytes": model.parameters * 4, "disk_bytes": int(model.parameters * BITS[config.type] / 8)}
 
 

@@ -1,8 +1,8 @@
 """An adapter as vLLM and LoRAX load it: a peft folder that says no more than they read.
 
-vLLM scales all layers by one alpha and rank, and looks at nothing else: it would load an adapter with patterns of ranks or alphas, and scale
-it wrongly without a word. Such an adapter is written anew with one rank and one alpha, adding exactly the same to the base: lower ranks are filled up with
-zeros, and a layer's own scale goes into its B. What it does not load, or loads otherwise, is refused with the reason.
+vLLM scales all layers by one alpha and rank, and looks at nothing else: it would load an adapter with patterns of ranks or alphas, and
+scale it wrongly without a word. Such an adapter is written anew with one rank and one alpha, adding the same to the base: lower ranks
+are filled up with zeros, and a layer's own scale goes into its B. What it does not load, or loads otherwise, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ODD = {
     "use_dora": "DoRA, whose magnitudes vLLM does not read", "modules_to_save": "whole modules beside the adapters (modules_to_save)",
     "trainable_token_indices": "trained rows of the embedding", "layer_replication": "replicated layers", "alora_invocation_tokens": "an activated LoRA",
-    "use_qalora": "QA-LoRA, whose A sees pooled inputs", "use_bdlora": "block-diagonal LoRA", "target_parameters": "adapters of parameters",
+    "use_qalora": "QA-LoRA, whose A sees pooled inputs", "use_bdlora": "block-diagonal LoRA",
+    "target_parameters": "adapters of parameters that are no layers",
     "lora_bias": "biases in the adapters", "arrow_config": "Arrow routing",
 }  # fmt: skip
 """What of peft's config vLLM does not load, or loads as if it were not there."""
