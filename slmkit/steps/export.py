@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps import _gguf
+from slmkit.steps import _architectures
 from slmkit.steps._estimate import Size
 from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import Ref
@@ -100,7 +100,8 @@ def blocked(config: Config, execution: Execution) -> str | None:
 def refuse(config: Config, sizes: dict) -> list:
     """What cannot be done to this model, told by its config before anything runs."""
     folder = sizes["model"][0].path
-    found = _gguf.problem(folder) if folder and config.format == "gguf" else None
+    look = {"gguf": _architectures.problem, "onnx": _architectures.turned}.get(config.format)
+    found = look(folder) if folder and look else None
     return [found] if found else []
 
 

@@ -25,8 +25,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be; 16 where it is not said."""
 ODD = {
     "use_dora": "DoRA, whose magnitudes vLLM does not read", "modules_to_save": "whole modules beside the adapters (modules_to_save)",
-    "trainable_token_indices": "trained rows of the embedding", "layer_replication": "replicated layers", "alora_invocation_tokens": "an activated LoRA",
-    "use_qalora": "QA-LoRA, whose A sees pooled inputs", "use_bdlora": "block-diagonal LoRA",
+    "trainable_token_indices": "trained rows of the embedding", "layer_replication": "replicated layers",
+    "alora_invocation_tokens": "an activated LoRA", "use_qalora": "QA-LoRA, whose A sees pooled inputs", "use_bdlora": "block-diagonal LoRA",
     "target_parameters": "adapters of parameters that are no layers",
     "lora_bias": "biases in the adapters", "arrow_config": "Arrow routing",
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """A model folder as a GGUF file: the weights under llama.cpp's names, the sizes, rotary angles and tokenizer it needs, the chat template.
 
-Tensor by tensor, so that it takes no more memory than the largest of them. What is not known to be right is refused (`steps/_gguf.py`).
+Tensor by tensor, so that it takes no more memory than the largest of them. What is not known to be right is refused (`steps/_architectures.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from slmkit.errors import RecipeError, StepFailed
 from slmkit.ml import models
 from slmkit.ml.export import gguf_tokens
-from slmkit.steps import _gguf
+from slmkit.steps import _architectures
 
 STORED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
@@ -33,7 +33,7 @@ WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": 
 
 def check(folder: Path) -> dict[str, Any]:
     """The config, its defaults written out, of a model that can be written. Raises RecipeError for all others."""
-    problem = _gguf.problem(folder)
+    problem = _architectures.problem(folder)
     if problem:
         raise RecipeError([problem])
     models.read_config(folder)
@@ -42,7 +42,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 def room(config: dict) -> int:
     """Tokens the file is for: no more than the model's sliding window, up to which looking at everything is the same."""
-    return _gguf.window(config) or config["max_position_embeddings"]
+    return _architectures.window(config) or config["max_position_embeddings"]
 
 
 def write(folder: Path, file: Path, kind: str, tokenizer: Any, ends: set[int]) -> None:
@@ -53,14 +53,14 @@ def write(folder: Path, file: Path, kind: str, tokenizer: Any, ends: set[int]) -
     import gguf
 
     config = check(folder)
-    family = _gguf.FAMILIES[config["model_type"]]
+    family = _architectures.FAMILIES[config["model_type"]]
     places = _places(folder, config)
     writer = gguf.GGUFWriter(file, family.arch)
     writer.add_file_type(FILE_TYPES[kind])
     for key, value in (_sizes(config) | _angles(config)).items():
         _add(writer, f"{family.arch}.{key}", value)
     _tokenizer(writer, tokenizer, config["vocab_size"], ends)
-    made = {"rope_freqs.weight": _llama3(config)} if _gguf.rope(config)["rope_type"] == "llama3" else {}
+    made = {"rope_freqs.weight": _llama3(config)} if _architectures.rope(config)["rope_type"] == "llama3" else {}
     for name, (_, _, shape) in places.items():
         _announce(gguf, writer, name, shape, _stored(shape, kind))
     for name, value in made.items():
@@ -77,7 +77,7 @@ def write(folder: Path, file: Path, kind: str, tokenizer: Any, ends: set[int]) -
 
 
 def _sizes(config: dict) -> dict[str, int | float]:
-    heads, each = config["num_attention_heads"], _gguf.head_size(config)
+    heads, each = config["num_attention_heads"], _architectures.head_size(config)
     return {
         "block_count": config["num_hidden_layers"], "context_length": room(config), "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"], "attention.head_count": heads,
@@ -88,7 +88,7 @@ def _sizes(config: dict) -> dict[str, int | float]:
 
 def _angles(config: dict) -> dict[str, int | float | str]:
     """Rotary settings; those of llama3 are a tensor."""
-    said = _gguf.rope(config)
+    said = _architectures.rope(config)
     found: dict[str, int | float | str] = {"rope.freq_base": float(said["rope_theta"])}
     if said["rope_type"] in ("linear", "yarn"):
         found |= {"rope.scaling.type": said["rope_type"], "rope.scaling.factor": float(said["factor"])}
@@ -124,7 +124,7 @@ def _rank(name: str) -> tuple:
     return (0 if name.startswith("token_embd") else 1 if parts[0] == "blk" else 2, int(parts[1]) if parts[0] == "blk" else 0, name)
 
 
-def _ordered(value: torch.Tensor, key: str, config: dict, family: _gguf.Family) -> torch.Tensor:
+def _ordered(value: torch.Tensor, key: str, config: dict, family: _architectures.Family) -> torch.Tensor:
     """Rows of q or k in llama.cpp's order: the two halves that are turned together stand side by side."""
     part = re.search(r"self_attn\.([qk])_proj\.", key)
     if not part or not family.permuted:
@@ -155,7 +155,7 @@ def _numbers(value: torch.Tensor, dtype: torch.dtype, name: str) -> np.ndarray:
 
 def _llama3(config: dict) -> np.ndarray:
     """Divisors of the rotary frequencies (Llama 3.1): short waves stay, long ones are stretched, those between are blended."""
-    said, width = _gguf.rope(config), _gguf.head_size(config)
+    said, width = _architectures.rope(config), _architectures.head_size(config)
     low, high, factor, old = (said[k] for k in ("low_freq_factor", "high_freq_factor", "factor", "original_max_position_embeddings"))
     found = []
     for i in range(0, width, 2):

@@ -16,7 +16,7 @@ from slmkit.ml import cards, fidelity, models
 from slmkit.ml.export import readings
 from slmkit.ml.export.onnx_runtime import Onnx
 from slmkit.ml.probes import LONGEST
-from slmkit.steps import _fidelity
+from slmkit.steps import _architectures, _fidelity
 from slmkit.steps._step import Card, Context, Given, Result
 
 BOUNDS = {"fp32": _fidelity.BY_BITS[16] | {"top1": 0.999}, "int4": _fidelity.BY_BITS[4]}
@@ -30,6 +30,8 @@ def export(ctx: Context, config: Any) -> Result:
     if kind := models.quantized(folder):
         mend = "give the model that was quantized: this step quantizes by itself, by `type`"
         raise RecipeError([Problem(f"model: this one is quantized already ({kind})", mend=mend)])
+    if problem := _architectures.turned(folder):
+        raise RecipeError([problem])
     tokenizer, cpu = models.tokenizer(given), torch.device("cpu")
     ends = models.end_ids(given, tokenizer)
     if not ends:
@@ -92,8 +94,8 @@ def _card(given: Given, config: Any, values: dict) -> Card:
     metadata |= cards.base_metadata(given, "quantized" if config.type == "int4" else "finetune")
     text = (
         f"# {given.name} as ONNX, {config.type}\n\n{cards.origin(given)}: {values['bytes']} bytes, {values['bits_per_weight']:.2f} bits per weight, "
-        f"for onnxruntime-genai on the CPU. Its tokenizer gave the same ids on {values['texts_tokenized_alike']} texts. It puts no BOS before a text "
-        "by itself: prompts are written out whole, as the chat template does.\n\n## Use\n\n```python\nimport json\n\nimport onnxruntime_genai as genai\n\n"
+        f"for onnxruntime-genai on the CPU. Its tokenizer gave the same ids on {values['texts_tokenized_alike']} texts. It puts no BOS "
+        "before a text by itself: prompts are written out whole, as the chat template does.\n\n## Use\n\n```python\nimport json\n\nimport onnxruntime_genai as genai\n\n"
         "model = genai.Model(FOLDER)\ntokenizer = genai.Tokenizer(model)\n"
         'prompt = tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": "…"}]), add_generation_prompt=True)\n'
         "settings = genai.GeneratorParams(model)\nsettings.set_search_options(max_length=512, do_sample=False)\n"

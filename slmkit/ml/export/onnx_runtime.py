@@ -30,8 +30,11 @@ class Onnx:
     def _begun(self, ids: list[int]):
         settings = self.genai.GeneratorParams(self.model)
         settings.set_search_options(max_length=self.length, do_sample=False)
-        generator = self.genai.Generator(self.model, settings)
-        generator.append_tokens(ids)
+        try:
+            generator = self.genai.Generator(self.model, settings)
+            generator.append_tokens(ids)
+        except RuntimeError as e:
+            raise StepFailed(f"onnxruntime cannot run what was written: {e}", mend="write `format: gguf`, if llama.cpp runs it") from None
         return generator
 
     def logits(self, ids: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Architectures as GGUF has them, told from config.json without torch: which there are, and what llama.cpp is not known to run as transformers does.
+"""What other runtimes run as transformers does, told from config.json without torch: the architectures that GGUF has, the rotary angles of ONNX.
 
 Llama, Mistral, Qwen2 and Qwen3 share one shape: RMS norms, gated SiLU, rotary positions, grouped heads. They differ in biases, in norms of
 queries and keys, and in how rotary pairs lie: llama.cpp's `llama` turns neighbours (2i, 2i+1), where transformers turns (i, i + half), so the
@@ -51,12 +51,28 @@ def head_size(config: dict) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def problem(folder: Path) -> Problem | None:
-    """Why a model folder cannot be written as GGUF; None where nothing speaks against it."""
+def turned(folder: Path) -> Problem | None:
+    """Why a model folder cannot be written as ONNX: the builder of onnxruntime-genai 0.18 passes over linear scaling without a word (the logits
+    are another model's) and breaks at yarn; the other types were not tried."""
+    config = _read(folder)
+    kind = rope(config)["rope_type"] if config else "default"
+    if kind in ("default", "llama3"):
+        return None
+    return Problem(f"model: rotary angles of type {kind} do not come out right in ONNX", mend="write `format: gguf`, if llama.cpp runs it")
+
+
+def _read(folder: Path) -> dict | None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # told when the model is loaded
+
+
+def problem(folder: Path) -> Problem | None:
+    """Why a model folder cannot be written as GGUF; None where nothing speaks against it."""
+    config = _read(folder)
+    if config is None:
+        return None
     if quantized := (config.get("quantization_config") or {}).get("quant_method"):
         what = f"model: this one is quantized already ({quantized}), and llama.cpp has types of its own"
         return Problem(what, mend="give the model that was quantized: this step quantizes by itself, by `type`")
