@@ -120,3 +120,22 @@ def test_ids_without_a_text_are_filled(tokenizer):
     tokens = gguf_tokens.read(tokenizer, 400)
     assert len(tokens.texts) == 400 and tokens.kinds[399] == gguf_tokens.UNUSED and tokens.texts[2] == "<|im_end|>"
     assert tokens.kinds[2] == gguf_tokens.CONTROL and tokens.pre == "gpt-2" and tokens.model == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_the_onnx_folder_is_the_model_in_onnxruntime(tmp_path, name):
+    pytest.importorskip("onnxruntime_genai")
+    driver, result = run(tmp_path, family(tmp_path / "m", name), format="onnx", type="fp32")
+    said = result.values["fidelity"]
+    assert said["mean_kl"] < 1e-6 and said["top1"] >= 0.999 and said["answers_identical"] >= 7 and said["template_same"]
+    assert said["runtime"].startswith("onnxruntime") and result.values["texts_tokenized_alike"] > 20
+    assert str(tmp_path).encode() not in b"".join(f.read_bytes() for f in driver.out.iterdir() if f.is_file())
+
+
+def test_a_format_has_its_own_types():
+    from slmkit.steps.export import Config
+
+    assert Config(model="m").type == "q4_k_m" and Config(model="m", format="onnx").type == "int4"
+    for settings in ({"format": "onnx", "type": "q8_0"}, {"type": "int4"}):
+        with pytest.raises(ValueError, match="has the types"):
+            Config(model="m", **settings)

@@ -1,0 +1,127 @@
+"""The ONNX export: built by onnxruntime-genai's own builder, read back, its tokenizer compared, its answers certified in onnxruntime.
+
+Logits of all places come from onnxruntime, on the same file; answers, ids and the rendered chat template from onnxruntime-genai, which will serve it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slmkit.errors import StepFailed
+from slmkit.ml import cards, fidelity, models
+from slmkit.ml.export.llama import TEXTS
+from slmkit.ml.probes import LONGEST
+from slmkit.steps import _fidelity
+from slmkit.steps._step import Card, Context, Given, Result
+
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "smollm3")
+"""Architectures that the builder takes by name; the certificate says whether it took them right."""
+BOUNDS = {"fp32": 16, "int4": 4}
+
+
+def export(ctx: Context, config: Any) -> Result:
+    """Entry of the format."""
+    given: Given = ctx.inputs["model"]
+    said = models.read_config(Path(given.path))
+    if said.get("quantization_config") or said.get("model_type") not in KNOWN:
+        what = "this model is quantized" if said.get("quantization_config") else f"`{said.get('model_type')}` is not exported to ONNX"
+        raise StepFailed(what, where=given.path, mend=f"give a model in full precision, of {', '.join(KNOWN)}")
+    tokenizer, cpu = models.tokenizer(given), torch.device("cpu")
+    length = min(LONGEST + fidelity.WRITTEN, said["max_position_embeddings"])
+
+    def work(asked, _before) -> Result:
+        ctx.progress(0, 2, "building")
+        _build(ctx, given, config.type)
+        ctx.progress(1, 2, "running")
+        tried = Onnx(ctx.out, length).check_tokens(tokenizer, [tokenizer.decode(p.ids) for p in asked.probes])
+        size = sum(f.stat().st_size for f in ctx.out.glob("model.onnx*"))
+        values = {"type": config.type, "bytes": size, "bytes_before": models.weight_bytes(given), "texts_tokenized_alike": tried}
+        return Result(values, card=_card(given, config, values), cost={"peak_memory_bytes": models.peak_memory(cpu)})
+
+    usual = _fidelity.BY_BITS[BOUNDS[config.type]] | ({"top1": 0.999} if config.type == "fp32" else {})
+    return fidelity.certified(
+        ctx, config.fidelity, usual, given, lambda: fidelity.Transformers(given, cpu, "transformers in fp32", torch.float32), work,
+        lambda out: Onnx(out, length),
+    )  # fmt: skip
+
+
+def _build(ctx: Context, given: Given, kind: str) -> None:
+    """The builder as a process of its own: it prints, and keeps what it fetched in a folder that is told to it."""
+    argv = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(given.path), "-o", str(ctx.out), "-p", kind, "-e", "cpu",
+            "-c", str(ctx.state / "cache")]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
+    print(done.stdout, done.stderr, sep="\n", file=sys.stderr)  # into the attempt's log
+    if done.returncode or not (ctx.out / "model.onnx").is_file():
+        raise StepFailed(f"onnxruntime-genai's builder failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}", where=given.path)
+
+
+class Onnx:
+    """A folder as onnxruntime and onnxruntime-genai run it on the CPU."""
+
+    def __init__(self, folder: Path, length: int):
+        import onnxruntime
+        import onnxruntime_genai
+
+        self.genai, self.length = onnxruntime_genai, length
+        self.name = f"onnxruntime {onnxruntime.__version__} (onnxruntime-genai {onnxruntime_genai.__version__})"
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        self.model = onnxruntime_genai.Model(str(folder))
+        self.tokenizer = onnxruntime_genai.Tokenizer(self.model)
+        self.width = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
+        self.template = (folder / "chat_template.jinja").is_file()
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        feed = {"input_ids": np.array([ids], dtype=np.int64), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
+        for one in self.session.get_inputs():
+            if one.name.startswith("past_key_values"):
+                feed[one.name] = np.zeros((1, one.shape[1], 0, self.width), dtype=np.float32)
+            elif one.name == "position_ids":
+                feed[one.name] = np.arange(len(ids), dtype=np.int64)[None]
+        return torch.from_numpy(self.session.run(["logits"], feed)[0][0])
+
+    def greedy(self, prompts: list[list[int]], most: int, ends: frozenset[int]) -> list[list[int]]:
+        return [self._answer(p, most, ends) for p in prompts]
+
+    def _answer(self, prompt: list[int], most: int, ends: frozenset[int]) -> list[int]:
+        settings = self.genai.GeneratorParams(self.model)
+        settings.set_search_options(max_length=min(self.length, len(prompt) + most), do_sample=False)
+        generator = self.genai.Generator(self.model, settings)
+        generator.append_tokens(prompt)
+        written: list[int] = []
+        while len(written) < most and not generator.is_done():
+            generator.generate_next_token()
+            written.append(int(generator.get_next_tokens()[0]))
+            if written[-1] in ends:
+                break
+        return written
+
+    def render(self, messages: list[dict]) -> str | None:
+        return self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) if self.template else None
+
+    def check_tokens(self, tokenizer: Any, more: list[str]) -> int:
+        """Do both read texts alike? Raises StepFailed with the first that they do not; returns how many were tried."""
+        texts = [t for t in dict.fromkeys((*TEXTS, *more)) if t.strip()]
+        for text in texts:
+            wanted = [tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True)]
+            found = list(map(int, self.tokenizer.encode(text)))
+            if found not in wanted:
+                raise StepFailed(f"onnxruntime-genai reads {text[:60]!r} otherwise than the tokenizer: {found[:8]}, and not {wanted[0][:8]}",
+                                 mend="this tokenizer cannot be exported: what the model would be given is not what it learned")
+        return len(texts)
+
+
+def _card(given: Given, config: Any, values: dict) -> Card:
+    metadata = {"tags": ["slmkit", "onnx", config.type], "library_name": "onnxruntime-genai", "pipeline_tag": "text-generation"}
+    text = (
+        f"# {given.name} as ONNX, {config.type}\n\n{cards.origin(given)}: {values['bytes']} bytes, for the CPU.\n\n## Use\n\n```python\n"
+        "import onnxruntime_genai as og\n\nmodel = og.Model(FOLDER)\ntokenizer = og.Tokenizer(model)\n```\n"
+    )
+    return Card(metadata | cards.base_metadata(given, "quantized"), text)
