@@ -132,6 +132,11 @@ def test_the_onnx_folder_is_the_model_in_onnxruntime(tmp_path, name):
     assert str(tmp_path).encode() not in b"".join(f.read_bytes() for f in driver.out.iterdir() if f.is_file())
 
 
+def test_heads_that_onnxruntime_does_not_run_are_refused(tmp_path):
+    with pytest.raises(StepFailed, match="heads of 8"):
+        run(tmp_path, family(tmp_path / "m", "llama", head_dim=8), format="onnx")
+
+
 def test_a_format_has_its_own_types():
     from slmkit.steps.export import Config
 

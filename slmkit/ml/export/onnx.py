@@ -34,6 +34,9 @@ def export(ctx: Context, config: Any) -> Result:
     if said.get("quantization_config") or said.get("model_type") not in KNOWN:
         what = "this model is quantized" if said.get("quantization_config") else f"`{said.get('model_type')}` is not exported to ONNX"
         raise StepFailed(what, where=given.path, mend=f"give a model in full precision, of {', '.join(KNOWN)}")
+    width = said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"]
+    if width % 16:
+        raise StepFailed(f"heads of {width} are not run by onnxruntime, only multiples of 16", where=given.path)
     tokenizer, cpu = models.tokenizer(given), torch.device("cpu")
     length = min(LONGEST + fidelity.WRITTEN, said["max_position_embeddings"])
 
