@@ -64,7 +64,7 @@ BASE = {
             "fidelity": {"mean_kl": 0.1},
             "execution": {"device": "cpu", "allow": []},
         },
-        "file": {"kind": "export", "model": "$tuned", "type": "f16", "fidelity": {"top1": 0.9}, "execution": {"threads": 1}},
+        "file": {"kind": "export", "model": "$tuned", "format": "gguf", "type": "f16", "fidelity": {"top1": 0.9}, "execution": {"threads": 1}},
         "score": {
             "kind": "eval", "models": ["$base", "$int4"], "tasks": ["task.yaml"], "fewshot": 0, "limit": 5, "chat": False, "seed": 1,
             "expect": {"int4.t.acc": ">= 0.1"}, "execution": {"batch_size": 4, "device": "cpu"},
@@ -97,7 +97,7 @@ OTHER = {  # another valid value for every field
         "execution.micro_batch": 2, "execution.device": "cuda", "execution.workers": 2, "execution.checkpoint_every": 9,
         "execution.gradient_checkpointing": True, "execution.attention": "eager", "execution.allow": ["leaks"],
     },
-    "file": {"type": "q8_0", "how.fidelity": {"top1": 0.8}, "execution.threads": 2},
+    "file": {"format": "onnx", "type": "q8_0", "how.fidelity": {"top1": 0.8}, "execution.threads": 2},
     "tuned": {"dtype": "bf16", "into": "auto", "how.fidelity": {"top1": 0.9}, "execution.device": "cuda"},
     "int4": {
         "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02,
@@ -145,6 +145,8 @@ def edited(step: str, path: str, value: Any) -> dict:
             node.pop(key, None)
     if path == "max_steps":
         node.pop("epochs")
+    if path == "format":
+        node.pop("type")
     return body
 
 

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TYPES = ("model", "adapter", "dataset", "task", "scores", "code", "template", "tools", "gguf", "onnx")
 """Artifact and input types. model and adapter are Hugging Face folders; dataset is rows; task is an lm-eval YAML; scores is an eval;
-gguf is an export for llama.cpp, onnx one for onnxruntime; code is a Python file of the user's; template is a Jinja file;
-tools is a JSON file of functions on offer."""
+gguf and onnx are exports for other runtimes; code is a Python file of the user's; template is a Jinja file; tools is a JSON file of functions on
+offer."""
 
 NAME = "<step>"
 """Stands for the step's name in what the hooks `estimate` and `blocked` say, which are told none; the plan puts it in."""

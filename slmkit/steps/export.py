@@ -19,7 +19,7 @@ from slmkit.steps import _architectures
 from slmkit.steps._estimate import Size
 from slmkit.steps._fidelity import Fidelity
 from slmkit.steps._fields import Ref
-from slmkit.steps._step import Born, Context, How, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ def GIVES(config: Config) -> str:
 
 TYPES = {
     "gguf": ("q4_k_m", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_s", "q4_0", "q3_k_m", "q2_k"),
-    "onnx": ("fp32", "int4"), "adapter": (),
+    "onnx": ("int4", "fp32"), "adapter": (),
 }  # fmt: skip
 """What each format can be written as, the default first."""
 BITS = {
@@ -54,13 +54,13 @@ NEEDS = {"gguf": ("gguf", "llama_cpp"), "onnx": ("onnx", "onnx_ir", "onnxruntime
 class Config(StepConfig):
     model: Ref
     """The model to export, in full precision; an adapter is merged on the way. Of format adapter, the adapter."""
-    format: Annotated[Literal["gguf", "onnx", "adapter"], Born("gguf")] = "gguf"
+    format: Literal["gguf", "onnx", "adapter"] = "gguf"
     """gguf: one file for llama.cpp and Ollama; onnx: a folder for onnxruntime-genai; adapter: a peft folder as vLLM and LoRAX load it."""
     type: Literal[
         "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k", "fp32", "int4"
     ] | None = None  # fmt: skip
     """How weights are stored. gguf: by llama.cpp's names, q4_k_m if left out; layers whose width does not suit a type take the nearest that does.
-    onnx: fp32 (if left out) or int4."""
+    onnx: int4 (if left out) or fp32."""
     fidelity: Annotated[Fidelity | None, How()] = None
     """Bounds of what exporting may do to the model; those of the type if left out. Not read by format adapter, which copies weights."""
 
@@ -79,13 +79,13 @@ class Config(StepConfig):
         if not known and value is not None:
             raise ValueError("`type` is not read by format adapter, whose weights stay as they are; remove it")
         if value is not None and value not in known:
-            raise ValueError(f"format {info.data['format']} is written as {', '.join(known)}")
+            raise ValueError(f"format {info.data['format']} has the types {', '.join(known)}")
         return known[0] if value is None and known else value
 
 
 class Execution(StepExecution):
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads while it is quantized and runs the probes. None: as many as the runtime likes."""
+    """Threads of llama.cpp while it quantizes and runs the probes; gguf. None: as many as it likes."""
 
 
 def blocked(config: Config, execution: Execution) -> str | None:

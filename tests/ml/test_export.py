@@ -308,3 +308,44 @@ def test_an_adapter_that_vllm_would_not_load_is_refused(change, told):
         adapter_export.check(said, weights | {f"base_model.model.lm_head.lora_{x}.weight": torch.ones(2, 2) for x in "AB"})
     with pytest.raises(RecipeError, match="rank above 512"):
         adapter_export.check(said, {k: torch.ones(600, 600) for k in weights})
+
+
+@pytest.mark.parametrize("name", ["llama3"])
+def test_the_onnx_folder_is_the_model_in_onnxruntime(tmp_path, name):
+    pytest.importorskip("onnxruntime_genai")
+    model = family(tmp_path / "m", name)
+    generation = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [2, 0]}))
+    driver, result = run(tmp_path, model, format="onnx", type="fp32")
+    assert json.loads((driver.out / "genai_config.json").read_text())["model"]["eos_token_id"] == [0, 2], "a builder that takes one end only"
+    assert result.values["conversations_alike"] == 3
+    said = result.values["fidelity"]
+    assert said["mean_kl"] < 1e-6 and said["top1"] >= 0.999 and said["answers_identical"] >= 7 and said["template_same"]
+    assert said["runtime"].startswith("onnxruntime") and result.values["texts_tokenized_alike"] > 20
+    assert str(tmp_path).encode() not in b"".join(f.read_bytes() for f in driver.out.iterdir() if f.is_file())
+
+
+@pytest.mark.parametrize("name", ["linear", "yarn"])
+def test_rotary_angles_that_the_builder_passes_over_are_refused(tmp_path, name):
+    model = family(tmp_path / "m", name)
+    with pytest.raises(RecipeError, match="do not come out right in ONNX"):
+        run(tmp_path, model, format="onnx")
+    assert export.refuse(export.Config(model="m", format="onnx"), {"model": (Size(path=model),)})
+
+
+def test_heads_that_onnxruntime_does_not_run_are_refused(tmp_path):
+    with pytest.raises(StepFailed, match="heads of 8"):
+        run(tmp_path, family(tmp_path / "m", "llama", head_dim=8), format="onnx")
+
+
+def test_a_format_has_its_own_types():
+    from slmkit.steps.export import Config
+
+    assert Config(model="m").type == "q4_k_m" and Config(model="m", format="onnx").type == "int4"
+    assert Config(model="m", format="adapter").type is None
+    for wrong in ({"type": "f16"}, {"fidelity": {"top1": 0.9}}):
+        with pytest.raises(ValueError, match="is not read by format adapter"):
+            Config(model="m", format="adapter", **wrong)
+    for settings in ({"format": "onnx", "type": "q8_0"}, {"type": "int4"}):
+        with pytest.raises(ValueError, match="has the types"):
+            Config(model="m", **settings)
