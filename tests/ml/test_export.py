@@ -349,3 +349,26 @@ def test_a_format_has_its_own_types():
     for settings in ({"format": "onnx", "type": "q8_0"}, {"type": "int4"}):
         with pytest.raises(ValueError, match="has the types"):
             Config(model="m", **settings)
+
+
+def planned(place, model, **settings):
+    from slmkit.artifact.store import Store
+    from slmkit.plan import make
+    from slmkit.recipe.load import load
+    from slmkit.recipe.lock import Lock
+
+    (place / "r.yaml").write_text(json.dumps({"recipe": "r", "steps": {"file": {"kind": "export", "model": model} | settings}}))
+    recipe = load(place / "r.yaml")
+    return {row.name: row.gives for row in make(recipe, Store(place / "store"), Lock(recipe.lock_path, frozen=True)).rows}
+
+
+def test_an_adapter_is_merged_for_gguf_and_onnx_and_taken_as_it_is_for_vllm(tmp_path, tiny):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "../model"}')
+    (tmp_path / "lora/adapter_model.safetensors").write_bytes(b"")
+    assert planned(tmp_path, "lora", format="adapter") == {"file": "adapter"}
+    assert planned(tmp_path, "lora") == {"adapter-merge": "model", "file": "gguf"}
+    assert planned(tmp_path, "model", format="onnx") == {"file": "onnx"}
+    with pytest.raises(RecipeError, match="takes an adapter here, and .* is a model"):
+        planned(tmp_path, "model", format="adapter")
