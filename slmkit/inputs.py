@@ -206,7 +206,11 @@ def _recorded_base(adapter: manifest.Artifact, store: Store) -> Given:
         found = store.by_fingerprint(said["fingerprint"]) or _beside(adapter.path, said["fingerprint"])
         if found is None:
             raise StoreError(f"the adapter's base {said['uri']} is not in the store", where=adapter.path, mend="build it again, or use its store")
+        if found.type == "adapter":  # written anew by export: on the same base
+            return _recorded_base(found, store)
         return _given_artifact("model", said["name"], found, store)
+    if said["type"] == "adapter":
+        raise StoreError(f"its base is that of {said['uri']}, which is no artifact", where=adapter.path, mend="give that adapter itself")
     if said.get("revision"):
         repo = said["uri"][3:].partition("@")[0]
         path = sources.fetch_hub(repo, said["revision"])

@@ -118,11 +118,12 @@ class _Planner:
             planned = inputs.of_step(one, takes, one.step, made.gives, made.fingerprint, made.folder)
         else:
             planned = inputs.of_source(one, takes, self.lock, self.store, self.cache)
-        if planned.type in takes.types:
+        types = takes.narrow(spec.config) if takes.narrow else takes.types
+        if planned.type in types:
             return planned
-        bridge = next((BRIDGES[planned.type, t] for t in takes.types if (planned.type, t) in BRIDGES), None)
+        bridge = next((BRIDGES[planned.type, t] for t in types if (planned.type, t) in BRIDGES), None)
         if bridge is None:
-            what = f"`{one.role}` takes a {' or '.join(takes.types)}, and {planned.uri} is a {planned.type}"
+            what = f"`{one.role}` takes {'an' if types[0][0] in 'aeiou' else 'a'} {' or '.join(types)}{' here' if takes.narrow else ''}, and {planned.uri} is a {planned.type}"
             raise RecipeError([one.mark.problem(what)])
         return self._bridged(bridge, spec, one, takes, planned)
 

@@ -154,6 +154,7 @@ class Takes:
     `witness` is an input that no config field names and that changes nothing of what comes out: the recipe's other steps' inputs of
     these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed. `of` narrows
     it to inputs of one role.
+    `narrow` says which of the types a config leaves: what else is given is turned into one of those, or refused.
     """
 
     types: tuple[str, ...]
@@ -165,11 +166,14 @@ class Takes:
     witness: bool = False
     lone: bool = False
     of: str | None = None
+    narrow: Callable[[Any], tuple[str, ...]] | None = None
 
-    def __init__(self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False, of=None):
+    def __init__(
+        self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False, of=None, narrow=None
+    ):
         for key, value in {
             "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness, "lone": lone,
-            "of": of,
+            "of": of, "narrow": narrow,
         }.items():
             object.__setattr__(self, key, value)
 

@@ -143,7 +143,7 @@ def passed(folder: Path, prompts: rows.Rows) -> float:
     """The share of greedy answers that are mostly small letters."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = pairs.prompts(prompts, tokenizer, max_length=64).prompts
-    written = answers.greedy(model, found, models.end_ids(given(folder, "model"), tokenizer), 3, 4, torch.device("cpu"))
+    written = answers.greedy(model, [p.prompt_ids for p in found], models.end_ids(given(folder, "model"), tokenizer), 3, 4, torch.device("cpu"))
     texts = tokenizer.batch_decode(written, skip_special_tokens=True)
     return sum(judges.quality(t) >= 0.9 for t in texts) / len(texts)
 

@@ -53,7 +53,7 @@ def matched(driver, base: Path, rows: list[dict]) -> float:
     trained = given(driver.out, "adapter", base=given(base, "model")) if (driver.out / "adapter_config.json").exists() else given(driver.out, "model")
     model, tokenizer = models.load(trained, torch.device("cpu")), models.tokenizer(trained)
     prompts = chat.prompts(_rows(rows), tokenizer, max_length=64).prompts
-    written = answers.greedy(model, prompts, {2}, 3, 12, torch.device("cpu"))
+    written = answers.greedy(model, [p.prompt_ids for p in prompts], {2}, 3, 12, torch.device("cpu"))
     texts = tokenizer.batch_decode(written)
     return sum(t == f"{p.answer}<|im_end|>" for t, p in zip(texts, prompts, strict=True)) / len(prompts)
 

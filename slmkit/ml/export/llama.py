@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
-from collections.abc import Iterator
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,18 @@ import torch
 from slmkit.errors import StepFailed
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q6_k": "MOSTLY_Q6_K", "q5_k_m": "MOSTLY_Q5_K_M",
-         "q4_k_m": "MOSTLY_Q4_K_M", "q4_0": "MOSTLY_Q4_0"}  # fmt: skip
-TEXTS = (
-    "Where is my parcel 48213?", "  two  spaces, a tab\tand\n\na blank line", "Grüße aus Łódź, naïve café, 東京 and 🙂🙃",
-    "x = {'a': [1, 2.50], \"b\": None}\n    return",
-    "I'm sure they'll say we've 1,234,567.89 EUR", "ALLCAPS camelCase snake_case kebab-case", "https://example.org/?q=1&r=%20#top", "", " ", "a",
-)  # fmt: skip
-
-
+         "q5_k_s": "MOSTLY_Q5_K_S", "q4_k_m": "MOSTLY_Q4_K_M", "q4_k_s": "MOSTLY_Q4_K_S", "q4_0": "MOSTLY_Q4_0", "q3_k_m": "MOSTLY_Q3_K_M",
+         "q2_k": "MOSTLY_Q2_K"}  # fmt: skip
 def quantize(source: Path, target: Path, kind: str, threads: int | None) -> None:
     """Write `target` in another type, by llama.cpp's own rules."""
-    import llama_cpp
-
+    llama_cpp = _library()
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{TYPES[kind]}")
     if threads:
         settings.nthread = threads
-    with _quiet():
-        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
+    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
     if failed or not target.is_file():
-        raise StepFailed(f"llama.cpp could not quantize to {kind} (it returned {failed})", where=source)
+        raise StepFailed(f"llama.cpp could not quantize to {kind} (it returned {failed})", where=source, mend="its reason is in the attempt's log")
 
 
 class Llama:
@@ -45,19 +35,17 @@ class Llama:
     """
 
     def __init__(self, file: Path, length: int, threads: int | None = None):
-        import llama_cpp
-
+        llama_cpp = _library()
         self.lib, self.length, self.name = llama_cpp, length, f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         settings, run = llama_cpp.llama_model_default_params(), llama_cpp.llama_context_default_params()
         settings.use_extra_bufts, settings.n_gpu_layers = False, 0
         run.n_ctx = run.n_batch = run.n_ubatch = length
         if threads:
             run.n_threads = run.n_threads_batch = threads
-        with _quiet():
-            self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), settings)
-            self.context = llama_cpp.llama_init_from_model(self.model, run) if self.model else None
+        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), settings)
+        self.context = llama_cpp.llama_init_from_model(self.model, run) if self.model else None
         if not self.context:
-            raise StepFailed("llama.cpp cannot read what was written", where=file)
+            raise StepFailed("llama.cpp cannot read what was written", where=file, mend="its reason is in the attempt's log")
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
         self.batch = llama_cpp.llama_batch_init(length, 0, 1)
@@ -119,37 +107,25 @@ class Llama:
     def _text(self, token: int) -> str:
         return self.lib.llama_vocab_get_text(self.vocabulary, token).decode() if token >= 0 else ""
 
-    def ids(self, text: str) -> list[int]:
+    @property
+    def ends(self) -> set[int]:
+        """Ids at which llama.cpp ends an answer: those the file names, and those that it knows by their text."""
+        return {i for i in range(self.size) if self.lib.llama_vocab_is_eog(self.vocabulary, i)}
+
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        """special: with the BOS and EOS that are put around a text. Special tokens in the text are read as such."""
         raw = text.encode()
         room = (self.lib.llama_token * (len(raw) + 16))()
-        count = self.lib.llama_tokenize(self.vocabulary, raw, len(raw), room, len(room), False, True)
+        count = self.lib.llama_tokenize(self.vocabulary, raw, len(raw), room, len(room), special, True)
+        if count < 0:
+            raise StepFailed(f"llama.cpp could not tokenize a text of {len(raw)} bytes (it returned {count})")
         return list(room[:count])
 
 
-def check_tokens(llama: Llama, tokenizer: Any, more: list[str]) -> int:
-    """Do both read texts alike? Raises StepFailed with the first that they do not; returns how many were tried."""
-    texts = [t for t in dict.fromkeys((*TEXTS, *more)) if t]
-    for text in texts:
-        ours, theirs = tokenizer(text, add_special_tokens=False)["input_ids"], llama.ids(text)
-        if ours != theirs:
-            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-            raise StepFailed(
-                f"llama.cpp reads {text[:60]!r} otherwise than the tokenizer: at token {at} {theirs[at : at + 3]}, and not {ours[at : at + 3]}",
-                mend="this tokenizer cannot be exported: what the model would be given is not what it learned",
-            )
-    return len(texts)
+def _library() -> Any:
+    """The package, told to keep quiet but for warnings and errors (which go to stderr: it counts one level too low)."""
+    import llama_cpp
 
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """llama.cpp writes to the process's own stdout and stderr."""
-    with open(os.devnull, "w") as nothing:
-        kept = [os.dup(1), os.dup(2)]
-        try:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
-            yield
-        finally:
-            for number, handle in zip((1, 2), kept, strict=True):
-                os.dup2(handle, number)
-                os.close(handle)
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    llama_cpp.llama_backend_init()
+    return llama_cpp
