@@ -1,8 +1,8 @@
 """A verdict on a bound: pass, fail, or inconclusive with the number of questions that would decide it.
 
-The questions asked stand for all that there could be. What they leave open is an interval, one-sided at 95 % to either side; a bound holds when the whole
-of it is on the right side, fails when the whole of it is on the wrong side, and is undecided when it lies within. So a model that stands exactly at
-the margin passes at most one time in twenty, however few the questions are.
+The questions asked stand for all that there could be. What they leave open is an interval, one-sided at 95 % to either side; a bound holds when
+the whole of it is on the right side, fails when the whole of it is on the wrong side, and is undecided when it lies within. So a model that
+stands exactly at the margin passes at most one time in twenty, however few the questions are.
 
 Which interval, by what is known: of one right-or-wrong score the exact one; of two on the same questions the paired score interval; of means of
 metrics between 0 and 1 Gaffke's; of anything that can be recomputed from the samples the wider of BCa and Student's t; else lm-eval's standard error.
@@ -19,7 +19,7 @@ from slmkit.errors import UsageError
 from slmkit.evidence import intervals, power
 from slmkit.evidence.aggregates import statistic
 from slmkit.evidence.intervals import Statistic
-from slmkit.evidence.samples import Evidence, Samples, binary, check_same_questions
+from slmkit.evidence.samples import Evidence, binary, check_same_questions
 from slmkit.steps._expect import COMPARE, Expectation, look_up
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
@@ -210,8 +210,8 @@ def _by_errors(terms: list[_Term], constant: float, evidence: Evidence) -> Inter
     errors = [evidence.scores[t.model][t.task].get(f"{t.metric}_stderr") for t in terms]
     lacking = next((t for t, e in zip(terms, errors, strict=True) if not isinstance(e, int | float) or not math.isfinite(e) or e <= 0), None)
     if lacking is not None:
-        said = f"`{lacking.text}` cannot be recomputed from the samples, and lm-eval gives no standard error; a bound that ends in `point` can be judged"
-        return Interval(math.nan, math.nan, said, None)
+        said = f"`{lacking.text}` cannot be recomputed from the samples, and lm-eval gives no standard error"
+        return Interval(math.nan, math.nan, f"{said}; a bound that ends in `point` can be judged", None)
     middle = sum(t.sign * t.value for t in terms) + constant
     reach = power.Z_LEVEL * math.sqrt(sum(e * e for e in errors))
     kept = [evidence.samples(t.model, t.task) for t in terms]

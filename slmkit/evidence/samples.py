@@ -17,6 +17,7 @@ from typing import Any
 from slmkit.errors import StoreError, UsageError
 
 NOT_METRICS = {"doc_id", "doc", "target", "resps", "filtered_resps", "filter", "prompt"}
+REPEATS = "a task with `repeats` has no one answer a question; leave it out (--task another), or judge it by a bound that ends in `point`"
 _DIGITS = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?\Z")
 
 
@@ -59,12 +60,14 @@ class Evidence:
             self.read[model, task] = load(folder, own, task, model)
         return self.read[model, task]
 
-    def joined(self, other: Evidence, prefix: str) -> Evidence:
-        """Both, with the other's models under `prefix`."""
-        return Evidence(
-            self.scores | {prefix + m: v for m, v in other.scores.items()}, self.where | {prefix + m: v for m, v in other.where.items()},
-            self.settings | {prefix + m: v for m, v in other.settings.items()}, self.read,
-        )  # fmt: skip
+
+def together(parts: list[Evidence], prefixes: list[str]) -> Evidence:
+    """Several evals in one, the models of each under its prefix."""
+    scores, where, settings = (
+        {prefix + m: v for part, prefix in zip(parts, prefixes, strict=True) for m, v in getattr(part, name).items()}
+        for name in ("scores", "where", "settings")
+    )
+    return Evidence(scores, where, settings, {})
 
 
 def of_folder(folder: Path) -> Evidence:
@@ -99,7 +102,7 @@ def load(folder: Path, model: str, task: str, label: str | None = None) -> Sampl
                 by_doc = values.setdefault(metric if name == "none" else f"{metric}_{name}", {})
                 if doc in by_doc:
                     what = f"question {doc} of `{task}` is there twice for {label or model}, so answers cannot be paired"
-                    raise StoreError(what, where=f"{path}:{number}", mend="a task with `repeats` is compared on the means that lm-eval gives: --task another")
+                    raise StoreError(what, where=f"{path}:{number}", mend=REPEATS)
                 by_doc[doc] = _number(row[metric])
     return Samples(label or model, task, path, rows, values)
 

@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass
 
 from slmkit.errors import UsageError
-from slmkit.steps._step import Check
 
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")

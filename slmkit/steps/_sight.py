@@ -50,8 +50,8 @@ def _rows(file: Path, field: str | None) -> int | None:
     return None
 
 
-def estimate(config: Any, tasks: tuple[Any, ...]) -> dict[str, int | str]:
-    """questions, and what they can see of each bound, for the eval step's estimate. tasks: sizes, of which the paths are read."""
+def estimate(config: Any, tasks: tuple[Any, ...]) -> dict[str, int | list[str]]:
+    """questions, and in `sees` a sentence on each bound, for the eval step's estimate. tasks: sizes, of which the paths are read."""
     if not config.expect:
         return {}
     counted: dict[str, int] = {}
@@ -63,12 +63,8 @@ def estimate(config: Any, tasks: tuple[Any, ...]) -> dict[str, int | str]:
                 return {}  # the planner says it, with its place
     if config.limit:
         counted = {task: min(n, config.limit) for task, n in counted.items()}
-    out: dict[str, int | str] = {"questions": sum(counted.values())} if counted else {}
-    for i, (text, bound) in enumerate(config.expect.items(), 1):
-        said = _sees(_expect.parse(text, bound), counted)
-        if said:
-            out[f"sees_{i}"] = said
-    return out
+    sees = [said for text, bound in config.expect.items() if (said := _sees(_expect.parse(text, bound), counted))]
+    return ({"questions": sum(counted.values())} if counted else {}) | ({"sees": sees} if sees else {})
 
 
 def _sees(expectation: _expect.Expectation, counted: dict[str, int]) -> str | None:

@@ -77,7 +77,7 @@ class Execution(StepExecution):
     """auto, cpu, mps, cuda or cuda:N."""
 
 
-def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | str]:
+def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:
     """How little the tasks' questions can see of what `expect` asks."""
     return _sight.estimate(config, inputs.get("tasks", ()))
 
