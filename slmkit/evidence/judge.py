@@ -28,12 +28,15 @@ FEWEST = 20  # questions, for bootstraps of what has no known ends: below it the
 
 @dataclass(frozen=True)
 class Interval:
-    """low and high: one-sided bounds, each at 95 %; NaN when it cannot be had, and `method` says why."""
+    """low and high: one-sided bounds, each at 95 %; NaN when it cannot be had, and `method` says why. error: the standard error.
+    of: `rate`, one right-or-wrong score; `share`, something made of scores between 0 and 1; or nothing known."""
 
     low: float
     high: float
     method: str
     questions: int | None
+    error: float = 0.0
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,21 @@ def _decide(expectation: Expectation, value: float, interval: Interval, shown: s
     if not holds(far, limit):
         return _verdict(expectation, FAIL, f"{value:.6g} is not {expectation.bound}: {span} ({shown})", value, interval)
     right = holds(value, limit) and value != limit
-    more = power.needed(interval.questions, value, near if right else far, limit) if interval.questions else None
+    more = _needed(interval, value, near if right else far, limit, sum(t for _, t in expectation.terms if isinstance(t, float)))
     if more is None:
         said = "no number of questions decides it while the score stands so near the bound" if interval.questions else "more questions are needed"
     else:
         said = f"about {more:,} questions would show that it {'holds' if right else 'does not'}, if the score stays there"
     text = f"{value:.6g} leaves open whether it is {expectation.bound}: {span}; {said} ({shown})"
     return _verdict(expectation, INCONCLUSIVE, text, value, interval, more)
+
+
+def _needed(interval: Interval, value: float, end: float, limit: float, constant: float) -> int | None:
+    if not interval.questions:
+        return None
+    if interval.of == "rate" and not constant:
+        return power.needed_of_rate(abs(value), abs(limit))
+    return power.needed(interval.questions, interval.error, abs(value - end), abs(value - limit), interval.of == "share")
 
 
 def _verdict(expectation: Expectation, verdict: str, detail: str, value: float | None = None, interval=None, needed=None) -> Verdict:
@@ -143,21 +154,24 @@ def _interval(terms: list[_Term], constant: float, evidence: Evidence) -> Interv
         ways = ", ".join(dict.fromkeys(k[0] for k in known))
         return _resampled(_parts(terms, known), constant, questions, f"{ways} recomputed on resampled questions")
     if len(terms) == 1 and binary(columns[0]):
-        low, high = intervals.exact(int(columns[0].sum()), questions, power.LEVEL)
-        return _placed(low, high, terms[0].sign, constant, f"exact on {questions} questions", questions)
+        right = int(columns[0].sum())
+        low, high = _turned(*intervals.exact(right, questions, power.LEVEL), terms[0].sign)
+        error = math.sqrt(right * (questions - right) / questions) / questions
+        return Interval(low + constant, high + constant, f"exact on {questions} questions", questions, error, "rate")
     if len(terms) == 2 and terms[0].task == terms[1].task and terms[0].sign != terms[1].sign and all(map(binary, columns)):
         gained, lost = int((columns[0] > columns[1]).sum()), int((columns[0] < columns[1]).sum())
-        low, high = intervals.paired(gained, lost, questions, power.LEVEL)
+        low, high = _turned(*intervals.paired(gained, lost, questions, power.LEVEL), terms[0].sign)
         said = f"paired on {questions} questions ({gained} right in the first alone, {lost} in the second)"
-        return _placed(low, high, terms[0].sign, constant, said, questions)
+        error = math.sqrt(gained + lost - (gained - lost) ** 2 / questions) / questions
+        return Interval(low + constant, high + constant, said, questions, error, "share")
     if all(((c >= 0) & (c <= 1)).all() for c in columns):
-        low, high = _bounded(terms, columns)
-        return Interval(low + constant, high + constant, f"Gaffke's bound on {questions} questions", questions)
+        low, high, error = _bounded(terms, columns)
+        return Interval(low + constant, high + constant, f"Gaffke's bound on {questions} questions", questions, error, "share")
     return _resampled(_parts(terms, known), constant, questions, "resampled questions")
 
 
-def _placed(low: float, high: float, sign: int, constant: float, method: str, questions: int) -> Interval:
-    return Interval(low + constant, high + constant, method, questions) if sign > 0 else Interval(constant - high, constant - low, method, questions)
+def _turned(low: float, high: float, sign: int) -> tuple[float, float]:
+    return (low, high) if sign > 0 else (-high, -low)
 
 
 def _by_task(terms: list[_Term], items: list) -> dict[str, list[tuple[_Term, Any]]]:
@@ -167,17 +181,18 @@ def _by_task(terms: list[_Term], items: list) -> dict[str, list[tuple[_Term, Any
     return out
 
 
-def _bounded(terms: list[_Term], columns: list) -> tuple[float, float]:
-    """Means between 0 and 1: per task the signed sum of each question, between how low and how high it could be."""
+def _bounded(terms: list[_Term], columns: list) -> tuple[float, float, float]:
+    """Means between 0 and 1: per task the signed sum of each question, between how low and how high it could be. (low, high, standard error)"""
     import numpy as np
 
-    low, high = 0.0, 0.0
+    low, high, square = 0.0, 0.0, 0.0
     for i, held in enumerate(_by_task(terms, columns).values()):
         each = sum(t.sign * c for t, c in held)
         least, most = -sum(t.sign < 0 for t, _ in held), sum(t.sign > 0 for t, _ in held)
         low = low + intervals.bounded_draws(each, least, seed=intervals.SEED + i)
         high = high - intervals.bounded_draws(-each, -most, seed=intervals.SEED + i)
-    return float(np.quantile(low, 1 - power.LEVEL)), float(np.quantile(high, power.LEVEL))
+        square += float(each.var()) / len(each)
+    return float(np.quantile(low, 1 - power.LEVEL)), float(np.quantile(high, power.LEVEL)), math.sqrt(square)
 
 
 def _parts(terms: list[_Term], known: list) -> list[Statistic]:
@@ -202,7 +217,8 @@ def _resampled(parts: list[Statistic], constant: float, questions: int, said: st
     if any(map(math.isnan, (*one, *other))):
         return Interval(math.nan, math.nan, f"all {questions} questions score alike (or are no numbers), so their spread is unknown", questions)
     method = f"{said} ({questions}; the wider of BCa and t)"
-    return Interval(min(one[0], other[0]) + constant, max(one[1], other[1]) + constant, method, questions)
+    error = (other[1] - other[0]) / 2 / power.Z_LEVEL
+    return Interval(min(one[0], other[0]) + constant, max(one[1], other[1]) + constant, method, questions, error)
 
 
 def _by_errors(terms: list[_Term], constant: float, evidence: Evidence) -> Interval:
@@ -217,7 +233,7 @@ def _by_errors(terms: list[_Term], constant: float, evidence: Evidence) -> Inter
     kept = [evidence.samples(t.model, t.task) for t in terms]
     questions = min((len(s.rows) for s in kept if s is not None), default=None)
     apart = ", taken as independent" if len(terms) > 1 else ""
-    return Interval(middle - reach, middle + reach, f"by lm-eval's standard error{apart}", questions)
+    return Interval(middle - reach, middle + reach, f"by lm-eval's standard error{apart}", questions, reach / power.Z_LEVEL)
 
 
 def _finite(value: float | None) -> float | None:
