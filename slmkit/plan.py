@@ -211,7 +211,7 @@ class _Planner:
         if one.path is None:
             return Size()
         if one.files:
-            return Size(bytes=sum(f.stat().st_size for f in one.files))
+            return Size(bytes=sum(f.stat().st_size for f in one.files), path=one.path if one.type == "task" else None)
         if one.path.is_dir():
             return weights(one.path)
         return Size(bytes=one.path.stat().st_size, path=one.path)

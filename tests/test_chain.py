@@ -198,9 +198,16 @@ def test_broken_rows_stop_before_any_model(cli: Cli) -> None:
 
 
 def test_expectations_are_judged(chain) -> None:
-    cli, _ = chain
-    bound = ["--set", 'steps.score.expect={int4.notes.exact_match: ">= 0.99"}']
+    """In the recipe, and of the eval that is there: four wrong answers of four leave open what is left open, and no more."""
+    cli, said = chain
+    bound = ["--set", 'steps.score.expect={int4.notes.exact_match: ">= 0.6"}']
+    assert "4 questions cannot show `>= 0.6`, even with every answer right" in cli("plan", "r.yaml", *bound).stdout
     done = cli("run", "r.yaml", *bound)
-    assert done.returncode == 3 and done.stdout == "" and "int4.notes.exact_match" in done.stderr
+    assert done.returncode == 3 and done.stdout == "" and "int4.notes.exact_match: 0 is not >= 0.6: between 0 and 0.5271" in done.stderr
+    gate = ["gate", said["path"], "--json", "--expect"]
+    undecided = cli(*gate, "int4.notes.exact_match: >= 0.5")
+    verdict = json.loads(undecided.stdout)["verdicts"][0]
+    assert undecided.returncode == 3 and (verdict["verdict"], verdict["method"]) == ("inconclusive", "exact on 4 questions")
+    assert cli(*gate, "int4.notes.exact_match - sft.notes.exact_match: >= -0.6").returncode == 0
     unknown = cli("run", "r.yaml", "--set", 'steps.score.expect={nope.notes.exact_match: ">= 0.99"}')
     assert unknown.returncode == 2 and "nope" in unknown.stderr

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "lm_eval", "accelerate", "gptqmodel", "optimum"}
-HEAVY |= {"huggingface_hub", "safetensors", "numpy", "pandas", "pyarrow", "fsspec"}
+HEAVY |= {"huggingface_hub", "safetensors", "numpy", "pandas", "pyarrow", "fsspec", "scipy", "sklearn"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ LAYERS = {
     "slmkit.artifact": Layer(("slmkit.artifact", "slmkit.errors"), heavy_inside=False),
     "slmkit.sources": Layer(("slmkit.artifact", "slmkit.errors"), ("slmkit.demo", "slmkit.data")),
     "slmkit.remote": Layer(("slmkit.sources", "slmkit.errors")),
-    "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data", "slmkit.teach")),
-    REGISTRY: Layer(("slmkit.errors", REGISTRY)),
+    "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.evidence")),
+    REGISTRY: Layer(("slmkit.errors", REGISTRY), ("slmkit.evidence.power",)),  # arithmetic that `plan` can afford
+    "slmkit.evidence": Layer(("slmkit.evidence", "slmkit.errors", REGISTRY)),
     "slmkit.recipe": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
     "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
     "slmkit.plan": Layer(PLANS),
@@ -49,7 +50,7 @@ LAYERS = {
     "slmkit.serve": Layer(("slmkit.serve", "slmkit.ml", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
-    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data", "slmkit.serve")),
+    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data", "slmkit.serve", "slmkit.evidence")),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }
 

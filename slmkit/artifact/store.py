@@ -177,6 +177,33 @@ class Store:
         os.symlink(target, temporary)
         os.replace(temporary, link)
 
+    def pin(self, text: str, artifact: Artifact) -> Path:
+        """Point the name `group/name` at an artifact; returns the link. Raises UsageError for a name that runs of a recipe move."""
+        group, name = _pinned(text)
+        if artifact.path.resolve().parent != self.root.resolve():
+            mend = f"pin it there: --store {artifact.path.parent}"
+            raise UsageError(f"{artifact.path} lies in another store, whose gc would not see the name", mend=mend)
+        held = self.ref(group, name) if (self.refs / group / name).is_symlink() else None
+        if held is not None and (held.manifest["recipe"], held.name) == (group, name):
+            raise UsageError(f"{text} is a step of recipe {group}, and its next run would move the name", mend=f"another name: {group}/prod, say")
+        self.name(group, name, artifact)
+        return self.refs / group / name
+
+    def unpin(self, text: str) -> None:
+        """Take a name away. Raises UsageError when there is none."""
+        group, name = _pinned(text)
+        link = self.refs / group / name
+        if not link.is_symlink():
+            raise UsageError(f"there is no name {text} in {self.root}", mend="`slmkit ls` lists the names")
+        link.unlink()
+
+
+def _pinned(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]{0,39})/([A-Za-z0-9][\w.-]{0,79})", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"`{text}` is no name: it is GROUP/NAME, of letters, digits, - and _", mend="for example banking/prod")
+    return match[1], match[2]
+
 
 def _same(handle: int, path: Path) -> bool:
     try:

@@ -1,4 +1,4 @@
-"""The verbs that tend: lock, gc, init, doctor, quickstart."""
+"""The verbs that tend: lock, pin, gc, init, doctor, quickstart."""
 
 from __future__ import annotations
 
@@ -37,6 +37,32 @@ def lock(
     out.show("\n".join([str(held.path), *(f"  {name}  {commit}" for name, commit in sorted(held.known.items()))]))
 
 
+def pin(
+    ref: Annotated[str, typer.Argument(metavar="REF", show_default=False, help="What is kept: a path, recipe/step, or the start of a fingerprint.")],
+    name: Annotated[str | None, typer.Argument(metavar="GROUP/NAME", show_default=False, help="The name it gets in the store's refs.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the name REF away instead; the artifact stays until `slmkit gc`.")] = False,
+    store: StoreOpt = STORE,
+) -> None:
+    """Keep an artifact under a name of its own, as a baseline say: gc leaves it, and no run moves the name.
+
+    \b
+      slmkit pin banking/score banking/prod
+      slmkit gate banking/score --against banking/prod
+      slmkit pin --remove banking/prod
+    """
+    from slmkit.artifact.store import Store
+
+    home = Store(store)
+    if remove:
+        if name is not None:
+            raise UsageError("--remove takes one name", mend="slmkit pin --remove GROUP/NAME")
+        home.unpin(ref.removeprefix("refs/"))
+        return print(f"{ref} is no name any more", file=sys.stderr)
+    if name is None:
+        raise UsageError("under which name?", mend="slmkit pin REF GROUP/NAME, for example banking/prod")
+    out.show(str(home.pin(name.removeprefix("refs/"), home.resolve(ref))))
+
+
 def gc(
     store: StoreOpt = STORE, json: JsonOpt = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without it they are only listed.")] = False,
@@ -65,16 +91,31 @@ def gc(
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")] = Path("my-task"),
+    ci: Annotated[str | None, typer.Option("--ci", metavar="github", help="Also write a workflow that runs the recipe and gates it.")] = None,
     quiet: QuietOpt = False,
 ) -> None:
     """Write a recipe with its data and task to start from: a whole project that runs as it stands.
 
     \b
       slmkit init my-task && slmkit run my-task/recipe.yaml
+      slmkit init my-task --ci github
+      slmkit init . --ci github                a workflow for the recipe.yaml that is there
     """
     from slmkit.demo import project
 
+    if ci not in (None, "github"):
+        raise UsageError(f"--ci {ci}: a workflow is known for github alone", mend="--ci github; another server runs the same commands")
+    if ci and (folder / "recipe.yaml").is_file():
+        from slmkit.cli import ci as workflows
+
+        return out.show(str(workflows.write(folder)))
     path = project.write(folder)
+    if ci:
+        from slmkit.cli import ci as workflows
+
+        made = workflows.write(folder)
+        if not quiet:
+            print(f"wrote {made}; it runs when {folder} is the root of a repository", file=sys.stderr)
     if not quiet:
         print(f"edit {path}, then: slmkit plan {path}", file=sys.stderr)
     out.show(str(path))
@@ -117,4 +158,4 @@ def quickstart(
     table.build_and_show(verbs, recipe, out_ / "artifacts", json, quiet)
 
 
-COMMANDS = {"lock": lock, "gc": gc, "init": init, "doctor": doctor, "quickstart": quickstart}
+COMMANDS = {"lock": lock, "pin": pin, "gc": gc, "init": init, "doctor": doctor, "quickstart": quickstart}

@@ -120,6 +120,8 @@ def _table(made) -> str:
         why = f"  {'; '.join(row.why)}" if row.why else ""
         lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")
         lines.append(f"  {'':<{wide}}    {given}{needs}")
+        if row.action != "cached":
+            lines += [f"  {'':<{wide}}    {said}" for sentences in row.estimate.values() if isinstance(sentences, list) for said in sentences]
     return "\n".join(lines)
 
 

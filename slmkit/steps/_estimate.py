@@ -95,10 +95,12 @@ def quantizing(config: Any, model: Size) -> dict[str, int]:
     return {"memory_bytes": shapes.parameters * 4, "disk_bytes": disk}
 
 
-def shown(estimate: dict[str, int | str]) -> str:
-    """`~120 k tokens, ~1.2 GB memory, ~0.4 GB disk`."""
+def shown(estimate: dict[str, int | str | list[str]]) -> str:
+    """`~120 k tokens, ~1.2 GB memory, ~0.4 GB disk`. A list is sentences, which have lines of their own."""
     parts = []
     for key, value in estimate.items():
+        if isinstance(value, list):
+            continue
         if isinstance(value, str):
             parts.append(value)
         elif key.endswith("_bytes"):

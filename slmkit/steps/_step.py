@@ -245,11 +245,16 @@ class Card:
 
 @dataclass(frozen=True)
 class Check:
-    """A check a step made on its own result: `expect` bounds, say. One that is not ok makes the command exit 3 after publishing."""
+    """A check a step made on its own result: `expect` bounds, say. One that is not ok makes the command exit 3 after publishing.
+
+    verdict: pass, fail or inconclusive, where the check is a judgement on samples; figures: what it was judged on.
+    """
 
     name: str
     ok: bool
     detail: str
+    verdict: str | None = None
+    figures: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Score models on lm-eval tasks: your own YAML files with local data, or built-in names.
 
 Every model is loaded once and runs all tasks; the scores are those of lm-eval's own command, to the last digit. `expect`
-turns them into checks: a failed one makes the command exit 3, with the artifact kept.
+turns them into verdicts: pass, fail, or inconclusive (too few questions). One that is no pass makes the command exit 3, with the artifact kept.
 
     slmkit eval recipe.yaml
     slmkit eval recipe.yaml score --json | jq .result.scores
@@ -10,13 +10,14 @@ turns them into checks: a failed one makes the command exit 3, with the artifact
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps import _expect, _tasks
+from slmkit.steps import _expect, _sight, _tasks
 from slmkit.steps._fields import Device, Ref, Seed
-from slmkit.steps._step import Context, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Check, Context, Result, StepConfig, StepExecution, Takes
 
 VERSION = 1
 TAKES = {
@@ -41,7 +42,10 @@ class Config(StepConfig):
     seed: Seed = 1234
     """Seed of numpy, torch and the few-shot draw. 1234 is lm-eval's own default; Python's seed is 0, as there."""
     expect: dict[str, str] = {}
-    """Bounds that must hold: `int4.notes.exact_match: ">= 0.9"`, `int4.notes.exact_match - sft.notes.exact_match: ">= -0.02"`."""
+    """Bounds that must hold: `int4.notes.exact_match: ">= 0.9"`, `int4.notes.exact_match - sft.notes.exact_match: ">= -0.02"`. Judged on the
+    one-sided 95 % interval that the questions leave open; `== 1`, or a bound that ends in `point`, on the value."""
+    inconclusive: Annotated[Literal["fail", "pass"], Born("fail")] = "fail"
+    """What becomes of a bound that the questions are too few to decide: fail (exit 3), or pass, with a warning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,6 +63,12 @@ class Config(StepConfig):
             _expect.parse(expression, bound)
         return value
 
+    @model_validator(mode="after")
+    def _read(self) -> Config:
+        if self.inconclusive != "fail" and not self.expect:
+            raise ValueError("`inconclusive` is read where there is an `expect`; give one, or leave it out")
+        return self
+
 
 class Execution(StepExecution):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -67,10 +77,27 @@ class Execution(StepExecution):
     """auto, cpu, mps, cuda or cuda:N."""
 
 
+def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:
+    """How little the tasks' questions can see of what `expect` asks."""
+    return _sight.estimate(config, inputs.get("tasks", ()))
+
+
 def run(ctx: Context, config: Config) -> Result:
     expected = [_expect.parse(e, b) for e, b in config.expect.items()]
     names = [m.name for m in ctx.inputs["models"]]
     _expect.check_names(expected, names)
     from slmkit.ml import harness
 
-    return harness.evaluate(ctx, config, expected)
+    result = harness.evaluate(ctx, config, expected)
+    return replace(result, checks=_checks(ctx, config, expected)) if expected else result
+
+
+def _checks(ctx: Context, config: Config, expected: list[_expect.Expectation]) -> tuple[Check, ...]:
+    from slmkit.evidence import judge, samples
+
+    evidence = samples.of_folder(ctx.out)
+    verdicts = [judge.judge(e, evidence) for e in expected]
+    for verdict in verdicts:
+        if verdict.verdict == judge.INCONCLUSIVE and config.inconclusive == "pass":
+            ctx.log("warning", what=verdict.detail)
+    return tuple(Check(v.text, v.holds(config.inconclusive), v.detail, v.verdict, v.figures()) for v in verdicts)

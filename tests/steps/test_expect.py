@@ -1,8 +1,11 @@
 """The language of `expect`."""
 
+from pathlib import Path
+
 import pytest
 
 from slmkit.errors import UsageError
+from slmkit.evidence import judge, samples
 from slmkit.steps import _expect
 
 SCORES = {
@@ -25,10 +28,16 @@ SCORES = {
         ("base.notes.acc", "< -1", False),
     ],
 )
-def test_bounds(text, bound, ok):
-    check = _expect.check(_expect.parse(text, bound), SCORES)
-    assert check.ok is ok and check.name == text
-    assert bound.strip() in check.detail and "acc = 0." in check.detail.replace("strict", "acc")
+def test_bounds_on_the_point(text, bound, ok):
+    bound = bound if "==" in bound else f"{bound}  point"
+    expectation = _expect.parse(text, bound)
+    verdict = judge.judge(expectation, samples.Evidence(SCORES, {m: (Path("nowhere"), m) for m in SCORES}, {m: {} for m in SCORES}, {}))
+    assert expectation.point and verdict.verdict == ("pass" if ok else "fail") and verdict.text == text
+    assert bound.strip() in verdict.detail and "acc = 0." in verdict.detail.replace("strict", "acc")
+
+
+def test_a_bound_without_a_word_is_judged_on_its_interval():
+    assert not _expect.parse("int4.notes.acc", ">= 0.88").point and _expect.parse("int4.notes.acc", "== 1").point
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,7 @@ def test_bounds(text, bound, ok):
         ("int4.notes.acc", ">= high", "no bound"),
         ("int4.notes.acc", "=> 0.9", "no bound"),
         ("int4.notes.acc", ">= 0.9 or so", "no bound"),
+        ("int4.notes.acc", ">= 0.9point", "no bound"),
         ("int4.notes.acc", ">= nan", "no bound"),
         ("int4.acc", "> 0", "`int4.acc` in `int4.acc` is no score"),
         ("int4.notes.acc * 2", "> 0", "`*` in"),
@@ -63,7 +73,10 @@ def test_names_are_checked_against_what_is_scored():
         _expect.check_names(parsed, list(SCORES), ["note"])
 
 
-def test_a_score_that_is_not_there_fails_the_check():
-    assert "it has acc, acc_stderr" in _expect.check(_expect.parse("base.notes.f1", "> 0"), SCORES).detail
-    check = _expect.check(_expect.parse("base.other.acc", "> 0"), SCORES)
-    assert not check.ok and "base has notes" in check.detail
+def test_a_score_is_looked_up_by_the_longest_names_that_fit():
+    assert _expect.look_up("Qwen2.5-0.5B.notes.acc", SCORES) == ("Qwen2.5-0.5B", "notes", "acc")
+    assert "it has acc, acc_stderr" in _expect.look_up("base.notes.f1", SCORES)
+    assert "base has notes" in _expect.look_up("base.other.acc", SCORES)
+    assert "there are base, int4, Qwen2.5-0.5B" in _expect.look_up("nope.notes.acc", SCORES)
+    nested = {"a": {"b.t": {"acc": 1.0}, "b": {"t.acc": 0.0}}, "a.b": {"t": {"f1": 0.5}}}
+    assert _expect.look_up("a.b.t.f1", nested) == ("a.b", "t", "f1") and _expect.look_up("a.b.t.acc", nested) == ("a", "b.t", "acc")

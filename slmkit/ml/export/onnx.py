@@ -50,7 +50,7 @@ def export(ctx: Context, config: Any) -> Result:
         ctx.progress(0, 2, "building")
         _build(ctx, given, config.type)
         ctx.progress(1, 2, "running")
-        pass
+        _name_ends(ctx.out, ends)
         written = Onnx(ctx.out, length)
         tried = readings.same_ids(tokenizer, written.ids, written.name, [tokenizer.decode(p.ids) for p in asked.probes], around=False)
         talks = readings.same_talks(tokenizer, written.render, written.name)

@@ -1,0 +1,1 @@
+"""What scores are worth: intervals, tests and verdicts over the answers that an eval kept. Statistics without torch."""
