@@ -123,7 +123,8 @@ class _Planner:
             return planned
         bridge = next((BRIDGES[planned.type, t] for t in types if (planned.type, t) in BRIDGES), None)
         if bridge is None:
-            what = f"`{one.role}` takes {'an' if types[0][0] in 'aeiou' else 'a'} {' or '.join(types)}{' here' if takes.narrow else ''}, and {planned.uri} is a {planned.type}"
+            here = " here" if takes.narrow else ""
+            what = f"`{one.role}` takes {'an' if types[0][0] in 'aeiou' else 'a'} {' or '.join(types)}{here}, and {planned.uri} is a {planned.type}"
             raise RecipeError([one.mark.problem(what)])
         return self._bridged(bridge, spec, one, takes, planned)
 
