@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 
 from slmkit.errors import StepFailed
@@ -26,6 +27,13 @@ STRANGE = {
     "alora_invocation_tokens": None,
 }  # fmt: skip
 """Settings of peft that change what an adapter is, and the values that leave it plain LoRA."""
+
+
+def scale(config: dict[str, Any], module: str, rank: int) -> float:
+    """By what a layer's B·A is multiplied, as peft's config says."""
+    own = config.get("alpha_pattern") or {}
+    alpha = own.get(get_pattern_key(list(own), module), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 class Adapter:
@@ -77,27 +85,24 @@ class Adapter:
         return {f"{module}.weight" for module in self.lora} | set(self.whole)
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The merged weight, fp32; `weight` as the base has it, [out, in] (or [in, out] where the config says fan_in_fan_out)."""
+        """The merged weight, fp32, where `weight` is; that as the base has it, [out, in] (or [in, out] where the config says fan_in_fan_out)."""
         if name in self.whole:
-            return self.read(self.whole[name])
+            return self.read(self.whole[name]).to(weight.device)
         parts = self.lora.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if parts is None:
             return weight
-        weight, module = self.read(self.below[name]) if name in self.below else weight.float(), name.removesuffix(".weight")
+        where, module = weight.device, name.removesuffix(".weight")
+        weight = self.read(self.below[name]).to(where) if name in self.below else weight.float()
         turned = bool(self.config.get("fan_in_fan_out")) and "lora_A" in parts
-        merged = (weight.T if turned else weight) + self.delta(module) * self.scale(module)
+        merged = (weight.T if turned else weight) + self.delta(module).to(where) * self.scale(module)
         if "lora_magnitude_vector" in parts:
-            merged = merged * (self.read(parts["lora_magnitude_vector"]) / torch.linalg.norm(merged, dim=1))[:, None]
+            lengths = self.read(parts["lora_magnitude_vector"]).to(where)
+            merged = merged * (lengths / torch.linalg.norm(merged, dim=1))[:, None]
         return merged.T.contiguous() if turned else merged
 
     def scale(self, module: str) -> float:
-        r = len(self.read(self.lora[module].get("lora_A") or self.lora[module]["lora_embedding_A"]))
-        alpha = self.config["lora_alpha"]
-        for pattern, own in (self.config.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = own
-                break
-        return alpha / (math.sqrt(r) if self.config.get("use_rslora") else r)
+        """s of a layer."""
+        return scale(self.config, module, len(self.read(self.lora[module].get("lora_A") or self.lora[module]["lora_embedding_A"])))
 
     def delta(self, module: str) -> torch.Tensor:
         """B·A of a layer, [out, in], or that of an embedding, [tokens, width]."""

@@ -8,6 +8,7 @@ matter of the model which one that is once the sum is rounded to 16 bits. The 4-
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from slmkit.errors import StepFailed
 from slmkit.ml import cards, fidelity, models
 from slmkit.ml.algebra import Adapter
-from slmkit.steps import _fidelity
+from slmkit.steps import _fidelity, _shapes
 from slmkit.steps._step import Context, Given, Result
 
 INDEX = "model.safetensors.index.json"
@@ -76,7 +77,7 @@ def _merge(ctx: Context, given: Given, adapter: Adapter, ways, dtype: torch.dtyp
         shutil.rmtree(ctx.state / "made")
     ctx.progress(total, total, "merging")
     values = {
-        "dtype": models.NAMES.get(dtype, str(dtype)), "into": best, "parameters": _parameters(ctx.out),
+        "dtype": models.NAMES.get(dtype, str(dtype)), "into": best, "parameters": sum(map(math.prod, _shapes.headers(ctx.out).values())),
         "bytes": sum(f.stat().st_size for f in ctx.out.glob("*.safetensors")),
     } | ({"tried_mean_kl": tried} if tried else {})  # fmt: skip
     return Result(values, card=cards.merged(given, values), cost={"peak_memory_bytes": models.peak_memory(where)})
@@ -84,14 +85,6 @@ def _merge(ctx: Context, given: Given, adapter: Adapter, ways, dtype: torch.dtyp
 
 def _made(given: Given, folder: Path) -> Given:
     return Given("model", given.name, "model", given.uri, folder)
-
-
-def _parameters(folder: Path) -> int:
-    count = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            count += sum(torch.Size(opened.get_slice(k).get_shape()).numel() for k in opened.keys())
-    return count
 
 
 def write(given: Given, adapter: Adapter, way: str, out: Path, dtype: torch.dtype, where: torch.device) -> None:

@@ -5,8 +5,7 @@ Every figure is rough on purpose (a factor, not a percent) and is left out where
 
 from __future__ import annotations
 
-import json
-import struct
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,11 @@ class Size:
 
 
 def weights(folder: Path) -> Size:
-    """Parameters and bytes of a folder's safetensors, from their headers alone."""
-    parameters = total = sides = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with open(file, "rb") as f:
-                header = json.loads(f.read(min(struct.unpack("<Q", f.read(8))[0], 1 << 27)))
-        except (OSError, ValueError, struct.error):
-            return Size()  # a torn file is the step's to refuse; a guess needs none
-        total += file.stat().st_size
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for side in tensor["shape"]:
-                    count *= side
-                parameters += count
-                if len(tensor["shape"]) == 2 and "embed" not in name and "lm_head" not in name:
-                    sides += sum(tensor["shape"])
-    return Size(parameters, total, sides, folder) if total else Size()
+    """Parameters and bytes of a folder's safetensors, from their headers alone. A torn file is the step's to refuse; a guess needs none."""
+    stored = _shapes.headers(folder)
+    inner = [shape for name, shape in stored.items() if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
+    total = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    return Size(sum(map(math.prod, stored.values())), total, sum(map(sum, inner)), folder) if stored else Size()
 
 
 def together(sizes: tuple[Size, ...]) -> Size:

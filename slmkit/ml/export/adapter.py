@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from slmkit.errors import Problem, RecipeError
 from slmkit.ml import cards, models
+from slmkit.ml.algebra import scale
 from slmkit.steps._step import Card, Context, Given, Result
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -95,13 +95,6 @@ def check(said: dict, weights: dict[str, torch.Tensor]) -> dict[str, tuple[torch
         more = f", and {len(why) - 3} more" if len(why) > 3 else ""
         raise RecipeError([Problem(f"model: vLLM does not load this adapter as it is: {'; '.join(why[:3])}{more}", mend=MEND)])
     return {name: (parts["A"], parts["B"]) for name, parts in sorted(found.items())}
-
-
-def scale(said: dict, name: str, rank: int) -> float:
-    """By what a layer's B·A is multiplied, in peft."""
-    alpha = said.get("alpha_pattern") or {}
-    value = alpha.get(get_pattern_key(list(alpha), name), said["lora_alpha"])
-    return value / math.sqrt(rank) if said.get("use_rslora") else value / rank
 
 
 def uniform(said: dict, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from slmkit.ml import models
+from slmkit.steps import _shapes
 from slmkit.steps._step import Context, Given
 
 
@@ -19,7 +21,7 @@ def quantize(ctx: Context, config: Any, given: Given, where: torch.device, _rows
     dtype = torch.bfloat16 if own == torch.float32 else own
     quantization = models.nf4_config(dtype) if config.method == "nf4" else BitsAndBytesConfig(load_in_8bit=True)
     ctx.progress(0, 2, "quantizing")
-    parameters = _parameters(folder)
+    parameters = sum(map(math.prod, _shapes.headers(folder).values()))
     model = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype,
         quantization_config=quantization, device_map={"": where},
@@ -31,18 +33,3 @@ def quantize(ctx: Context, config: Any, given: Given, where: torch.device, _rows
     layers = sum(type(m).__name__ in ("Linear4bit", "Linear8bitLt") for m in model.modules())
     ctx.progress(2, 2, "saving")
     return {"bits": 4 if config.method == "nf4" else 8, "layers": layers, "parameters": parameters}
-
-
-def _parameters(folder: Path) -> int:
-    """Number of weights in the files, read from their headers."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():
-                count = 1
-                for side in opened.get_slice(key).get_shape():
-                    count *= side
-                total += count
-    return total
