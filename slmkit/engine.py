@@ -26,7 +26,7 @@ from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store, explain_os_error
 from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed, Stopped
 from slmkit.events import Events, now
-from slmkit.plan import Plan, Row, consumed_other
+from slmkit.plan import Plan, Row, no_hit
 from slmkit.steps._step import Context, Given, Result
 
 
@@ -107,7 +107,7 @@ class Engine:
     def _hit(self, row: Row) -> Artifact | None:
         found = self.store.find(row.kind.name, row.fingerprint)
         digests = {name: a.digest for name, a in self.made.items()}
-        return found if found and not consumed_other(found, row, digests) else None
+        return found if found and not no_hit(found, row, digests) else None
 
     def _attempt(self, row: Row, work: Path) -> Artifact:
         number = 1 + max((int(p.name[8:]) for p in work.glob("attempt-*") if p.name[8:].isdigit()), default=0)
@@ -116,14 +116,16 @@ class Engine:
         shutil.rmtree(out, ignore_errors=True)
         for folder in (attempt, state, out):
             folder.mkdir(exist_ok=True)
-        goes_on = f", going on from attempt {number - 1}" if resumed else ""
-        self.screen.say(f"{row.name}: {row.kind.name} into {work.name}{goes_on}")
         events = Events(attempt / "events.jsonl")
         try:
-            events("start", step=row.name, kind=row.kind.name, fingerprint=row.fingerprint, attempt=number, resumed=resumed)
-            run = {"argv": list(self.argv), "started": now(), "attempts": number, "resumed_from": number - 1 if resumed else None}
-            clock = time.monotonic()
+            started, clock = now(), time.monotonic()
             given = self._given(row)
+            resumed = resumed and not self._other_inputs(row, given, work, state)
+            _remember(row, given, work)
+            goes_on = f", going on from attempt {number - 1}" if resumed else ""
+            self.screen.say(f"{row.name}: {row.kind.name} into {work.name}{goes_on}")
+            events("start", step=row.name, kind=row.kind.name, fingerprint=row.fingerprint, attempt=number, resumed=resumed)
+            run = {"argv": list(self.argv), "started": started, "attempts": number, "resumed_from": number - 1 if resumed else None}
             with capture.to_log(attempt / "stderr.log"):
                 result = self._call(row, given, out, state, events)
             for planned in row.inputs:
@@ -141,6 +143,16 @@ class Engine:
         finally:
             self.screen.done(row.name)
             events.close()
+
+    def _other_inputs(self, row: Row, given: list[Given], work: Path, state: Path) -> bool:
+        """Was the state of the attempt before made of other bytes (an input that was built anew and came out different)? Then it is no start."""
+        before = work / CONSUMED
+        if not before.is_file() or json.loads(before.read_text(encoding="utf-8")) == _consumed(row, given):
+            return False
+        self.screen.say(f"{row.name}: an input is not what the attempt before had: it starts anew")
+        shutil.rmtree(state)
+        state.mkdir()
+        return True
 
     def _given(self, row: Row) -> list[Given]:
         return [inputs.given(planned, self.store, self.made) for planned in row.inputs]
@@ -190,6 +202,20 @@ class Engine:
         except OSError as e:  # the disk is full, say: the error itself must still reach the screen
             print(f"(the failure could not be logged: {e})", file=sys.stderr)
         return foreseen
+
+
+CONSUMED = "consumed.json"
+
+
+def _consumed(row: Row, given: list[Given]) -> list:
+    return [[g.role, g.name, g.digest] for planned, g in zip(row.inputs, given, strict=True) if not planned.witness]
+
+
+def _remember(row: Row, given: list[Given], work: Path) -> None:
+    """What the state in this work folder is made of; by rename, so that a torn file is none."""
+    part = work / f"{CONSUMED}.part"
+    part.write_text(json.dumps(_consumed(row, given)), encoding="utf-8")
+    part.replace(work / CONSUMED)
 
 
 def _secret(name: str) -> str:

@@ -165,7 +165,7 @@ class _Planner:
         found = self.store.find(row.kind.name, row.fingerprint)
         if found:
             digests = {i.step: self._digest(i) for i in row.inputs if i.step}
-            stale = consumed_other(found, row, digests)
+            stale = no_hit(found, row, digests)
             return ("stale", stale) if stale else ("cached", ())
         upstream = [i.step for i in row.inputs if i.step and self.rows[i.step].action == "blocked"]
         if upstream:
@@ -281,8 +281,9 @@ def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
     return out
 
 
-def consumed_other(found: Artifact, row: Row, digests: dict[str, str | None]) -> tuple[str, ...]:
-    """Reasons why an artifact of the right fingerprint is no hit: it consumed other bytes than its inputs hold now."""
+def no_hit(found: Artifact, row: Row, digests: dict[str, str | None]) -> tuple[str, ...]:
+    """Reasons why an artifact of the right fingerprint is no hit: it consumed other bytes than its inputs hold now, or is outside a bound that is
+    asked for now (bounds are not hashed)."""
     out = []
     recorded = {i["fingerprint"]: i["digest"] for i in found.manifest["inputs"] if i.get("fingerprint")}
     for planned in row.inputs:
@@ -292,7 +293,8 @@ def consumed_other(found: Artifact, row: Row, digests: dict[str, str | None]) ->
         before = recorded.get(planned.fingerprint)
         if now is not None and before is not None and now != before:
             out.append(f"`{planned.name}` was rebuilt and came out different")
-    return tuple(out)
+    unmet = row.kind.hook("unmet")
+    return (*out, *(unmet(row.config, found.manifest["result"]) if unmet else ()))
 
 
 def reasons(old: dict, row: Row) -> tuple[str, ...]:

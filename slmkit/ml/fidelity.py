@@ -8,6 +8,7 @@ the hidden states part. Outside its bounds (`steps/_fidelity.py`) a step fails, 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,12 +21,12 @@ from safetensors import safe_open
 from slmkit.errors import StepFailed
 from slmkit.ml import answers, models
 from slmkit.ml.lora import decoder
-from slmkit.ml.probes import Probes, choose
+from slmkit.ml.probes import WRITTEN, Probes, choose
 from slmkit.steps import _fidelity
 from slmkit.steps._step import Card, Context, Given, Result
 
 FILE = ".slmkit/fidelity.json"
-ASKED, WRITTEN = 8, 48  # probes that are answered greedily, and tokens of an answer
+ASKED = 8  # probes that are answered greedily
 HIDDEN = 8  # probes whose hidden states are compared
 SHARED = 32  # placed tokens from the front whose hidden states are kept of each
 
@@ -95,7 +96,7 @@ def compare(before: Reading, after: Reading, asked: Probes) -> dict[str, Any]:
     """The certificate."""
     known = min(before.logits[0].shape[1], after.logits[0].shape[1])  # rows that only pad an embedding take no part
     divergence, same, nats = [], [], ([], [])
-    finite = all(torch.isfinite(x).all() for x in after.logits)
+    finite = all(torch.isfinite(x).all() for x in (*before.logits, *after.logits))
     for probe, old, new in zip(asked.probes, before.logits, after.logits, strict=True):
         p, q = (x[:, :known].double().log_softmax(-1) for x in (old, new))
         divergence.append((p.exp() * (p - q)).sum(-1).clamp(min=0))
@@ -116,9 +117,7 @@ def compare(before: Reading, after: Reading, asked: Probes) -> dict[str, Any]:
         "template_same": before.rendered == after.rendered, "finite": bool(finite),
         "worst_probe": asked.probes[int(by_probe.argmax())].name, "worst_probe_kl": by_probe.max().item(),
     }  # fmt: skip
-    if not finite:
-        certificate = {k: None if isinstance(v, float) and v != v else v for k, v in certificate.items()}
-    return certificate | _parting(before, after)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in certificate.items()} | _parting(before, after)
 
 
 def _parting(before: Reading, after: Reading) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _parting(before: Reading, after: Reading) -> dict[str, Any]:
     errors.append(_error(*centred) if centred[0][0].shape == centred[1][0].shape else errors[-1])
     steps = [now - earlier for now, earlier in zip(errors, [0.0, *errors], strict=False)]
     worst = max(range(len(steps)), key=lambda i: steps[i] if steps[i] == steps[i] else float("inf"))
-    return {"worst_layer": names[worst], "relative_error_by_layer": {n: e if e == e else None for n, e in zip(names, errors, strict=True)}}
+    return {"worst_layer": names[worst], "relative_error_by_layer": {n: e if math.isfinite(e) else None for n, e in zip(names, errors, strict=True)}}
 
 
 def _error(old: list[torch.Tensor], new: list[torch.Tensor]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from slmkit.data import read, rows
 from slmkit.data.rows import Row, Rows
@@ -18,6 +19,7 @@ from slmkit.steps._step import Given
 COUNT = 24
 PLACES = 32  # measured tokens of a probe; their logits are kept for all probes: 24 × 32 × 150,000 tokens × 4 bytes are 460 MB
 LONGEST = 1024
+WRITTEN = 48  # tokens that a model may answer with
 
 BUILT_IN = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -68,9 +70,11 @@ def choose(data: tuple[Given, ...], model: Given) -> Probes:
     tokenizer = models.tokenizer(model)
     for given in data:
         try:
-            return _of(_even(read.read(given, on_bad_row="skip")), given.name, tokenizer, model)
+            found = _of(_even(read.read(given, on_bad_row="skip")), given.name, tokenizer, model)
         except DataError:
             continue  # rows of another form, or longer than any probe; train says what is wrong with them
+        if found.probes:
+            return found
     chats = bool(tokenizer.chat_template)
     made = [Row(i, messages=_talk(*pair)) if chats else Row(i, prompt=pair[0] + "\n", completion=pair[1]) for i, pair in enumerate(BUILT_IN, 1)]
     return _of(rows.of("slmkit", "messages" if chats else "completion", made, ""), "slmkit", tokenizer, model)
@@ -90,9 +94,16 @@ def _even(data: Rows) -> Rows:
     return rows.of(data.name, data.form, taken, data.format)
 
 
+def room(model: Given) -> int:
+    """Tokens of a probe: what the model has places for, less those of an answer."""
+    config = models.read_config(Path((model.base or model).path))
+    text = config.get("text_config") or config
+    return min(LONGEST, max(16, (text.get("max_position_embeddings") or text.get("n_positions") or LONGEST) - WRITTEN))
+
+
 def _of(part: Rows, source: str, tokenizer, model: Given) -> Probes:
     ends = models.end_ids(model, tokenizer)
-    encoded = chat.encode(part, tokenizer, loss_on="assistant", max_length=LONGEST, ends=ends, too_long="cut_end", allow_truncation=True)
+    encoded = chat.encode(part, tokenizer, loss_on="assistant", max_length=room(model), ends=ends, too_long="cut_end", allow_truncation=True)
     made, seen = [], set()
     for example in encoded.examples:
         if example.line not in seen:

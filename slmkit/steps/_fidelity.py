@@ -77,6 +77,12 @@ def outside(certificate: dict[str, Any], limits: dict[str, float]) -> list[str]:
     return wrong
 
 
+def unmet(config: Any, result: dict[str, Any]) -> list[str]:
+    """The bounds of a recipe that an artifact made under other bounds is outside of."""
+    certificate = result.get("fidelity")
+    return outside(certificate, config.fidelity.model_dump(exclude_none=True)) if certificate and config.fidelity else []
+
+
 def line(certificate: dict[str, Any]) -> str:
     """The certificate in one line."""
     c = certificate

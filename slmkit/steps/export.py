@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from slmkit.steps import _architectures
 from slmkit.steps._estimate import Size
-from slmkit.steps._fidelity import Fidelity
+from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the kind)
 from slmkit.steps._fields import Ref
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 
@@ -85,7 +85,7 @@ class Config(StepConfig):
 
 class Execution(StepExecution):
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of llama.cpp while it quantizes and runs the probes; gguf. None: as many as it likes."""
+    """Threads of llama.cpp while it quantizes and runs the probes, or of onnxruntime. None: as many as they like. format adapter runs nothing."""
 
 
 def blocked(config: Config, execution: Execution) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from slmkit.steps._fidelity import Fidelity
+from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the kind)
 from slmkit.steps._fields import Device, Ref
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from slmkit.steps import _estimate, _shapes, _tasks
-from slmkit.steps._fidelity import Fidelity
+from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the kind)
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
 

@@ -12,7 +12,7 @@ from slmkit.errors import StepFailed
 from slmkit.ml import cards, fidelity, models
 from slmkit.ml.export import gguf_tokens, gguf_write, ollama, readings
 from slmkit.ml.export.llama import Llama, quantize
-from slmkit.ml.probes import LONGEST
+from slmkit.ml.probes import LONGEST, WRITTEN
 from slmkit.steps import _fidelity
 from slmkit.steps._step import Card, Context, Given, Result
 
@@ -30,7 +30,7 @@ def export(ctx: Context, config: Any) -> Result:
     ends = models.end_ids(given, tokenizer)
     tokens, _ = gguf_tokens.read(tokenizer, sizes["vocab_size"]), gguf_tokens.special(tokenizer, ends)
     room = gguf_write.room(sizes)
-    length = min(LONGEST + fidelity.WRITTEN, room)
+    length = min(LONGEST + WRITTEN, room)
     file = f"model-{config.type}.gguf"
 
     def work(asked, _before) -> Result:

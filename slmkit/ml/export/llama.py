@@ -15,6 +15,8 @@ from slmkit.errors import StepFailed
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q6_k": "MOSTLY_Q6_K", "q5_k_m": "MOSTLY_Q5_K_M",
          "q5_k_s": "MOSTLY_Q5_K_S", "q4_k_m": "MOSTLY_Q4_K_M", "q4_k_s": "MOSTLY_Q4_K_S", "q4_0": "MOSTLY_Q4_0", "q3_k_m": "MOSTLY_Q3_K_M",
          "q2_k": "MOSTLY_Q2_K"}  # fmt: skip
+
+
 def quantize(source: Path, target: Path, kind: str, threads: int | None) -> None:
     """Write `target` in another type, by llama.cpp's own rules."""
     llama_cpp = _library()
