@@ -9,14 +9,17 @@ import gc
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from slmkit.errors import CannotRun, StepFailed
 from slmkit.ml.templates import template_hash
 from slmkit.steps._step import Given
+
+if TYPE_CHECKING:  # transformers' models cost seconds to import, and `slmkit data` wants a tokenizer alone
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -96,6 +99,8 @@ def load(given: Given, where: torch.device, *, dtype: torch.dtype | None = None,
     """
     if given.type == "adapter":
         return _load_adapter(given, where, attention)
+    from transformers import AutoModelForCausalLM
+
     folder = Path(given.path)
     kind = quantized(folder)
     if kind == "gptq":
@@ -124,16 +129,10 @@ def _gptq_dtype(folder: Path, where: torch.device) -> torch.dtype:
     return torch.float32 if own == torch.float16 and where.type == "cpu" else own
 
 
-def skeleton(folder: Path) -> PreTrainedModel:
-    """The model's modules and shapes without its weights: costs no memory, whatever the size."""
-    read_config(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
 def nf4_config(compute: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantization, as in QLoRA (https://arxiv.org/abs/2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
 
 
@@ -171,6 +170,8 @@ def tokenizer(given: Given):
         if given.base is not None:
             return tokenizer(given.base)
         raise StepFailed("this model has no tokenizer", where=folder)
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 

@@ -49,28 +49,39 @@ steps:
 """
 
 
-@pytest.mark.parametrize(
-    ("objective", "form", "make"),
-    [("dpo", "preference", explicit), ("dpo", "preference", implicit), ("dpo", "preference", ranking), ("kto", "label", label)],
-    ids=["explicit", "implicit", "ranking", "label"],
-)
-def test_rows_are_shown_and_trained_on(cli: Cli, objective: str, form: str, make) -> None:
-    cli.write("r.yaml", RECIPE.format(objective=objective))
-    (cli.folder / "rows.jsonl").write_text("".join(json.dumps(make(i)) + "\n" for i in range(12)))
-    shown = cli("data", "r.yaml", "--json")
-    assert shown.returncode == 0, shown.stderr
-    facts = json.loads(shown.stdout)["steps"]["tuned"]
+WAYS = {"explicit": ("dpo", "preference", explicit), "implicit": ("dpo", "preference", implicit), "ranking": ("dpo", "preference", ranking),
+        "label": ("kto", "label", label)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def all_ways(tmp_path_factory) -> tuple[Path, dict, dict]:
+    """One recipe with a training for each way of writing rows: what `data` shows of each, and what each gave. (One process, since importing the
+    libraries takes longer than all four.)"""
+    cli = Cli(tmp_path_factory.mktemp("preferences"))
+    head, body = RECIPE.split("  tuned:\n")
+    steps = []
+    for name, (objective, _, make) in WAYS.items():
+        (cli.folder / f"{name}.jsonl").write_text("".join(json.dumps(make(i)) + "\n" for i in range(12)))
+        steps.append(f"  {name}:\n" + body.format(objective=objective).replace("rows.jsonl", f"{name}.jsonl"))
+    cli.write("r.yaml", head + "".join(steps))
+    shown, done = cli("data", "r.yaml", "--json"), cli("run", "r.yaml", "--json")
+    assert shown.returncode == 0 and done.returncode == 0, shown.stderr + done.stderr
+    return cli.folder, json.loads(shown.stdout)["steps"], {s["name"]: s for s in json.loads(done.stdout)["steps"]}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_are_shown_and_trained_on(all_ways, way: str) -> None:
+    folder, shown, done = all_ways
+    objective, form, _ = WAYS[way]
+    facts, said = shown[way], done[way]
     assert facts["data"]["rows"] == 12
     pieces = [p for sample in facts["samples"] for p in sample["pieces"]]
     trained = " ".join(p["text"] for p in pieces if p["trained"])
     assert "Graz" in trained and "do not know" in trained and "Where does" not in trained
     assert "Where does parcel" in " ".join(p["text"] for p in pieces if not p["trained"])
-    done = cli("train", "r.yaml", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
     assert said["result"]["form"] == form and said["result"]["rows"] == 12 and said["result"]["steps"] == 2
     assert abs(said["result"]["first_loss"] - {"dpo": 0.6931, "kto": 0.5}[objective]) < 5e-3
-    assert (Path(cli.folder / said["path"]) / "adapter_model.safetensors").is_file()
+    assert (folder / said["path"] / "adapter_model.safetensors").is_file()
 
 
 def test_prompts_of_grpo_are_shown_with_nothing_trained(cli: Cli) -> None:
