@@ -213,3 +213,13 @@ def test_odd_values(toy: Cli) -> None:
     started = time.monotonic()
     assert "nested too deep" in toy("plan", "r.yaml").stderr and time.monotonic() - started < 10
     assert toy("--help", "nosuch").returncode == 2
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_do_not_spin_while_others_work(cli: Cli, given: dict, wanted: str | None) -> None:
+    """Said before torch is loaded, and only where the user has said nothing."""
+    code = "\n".join(["import os, sys", "from slmkit.__main__ import main", "sys.argv = ['slmkit', '--version']", "try: main()",
+                      "except SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"])  # fmt: skip
+    environment = {k: v for k, v in cli.environment(**given).items() if k in given or k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == str(wanted), done.stderr
