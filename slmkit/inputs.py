@@ -47,6 +47,12 @@ class Planned:
     filled: bool = False
     witness: bool = False
     format: str | None = None
+    form: type | None = None
+
+    def said(self, **changes):
+        """The mapping given with it, as its class reads it; None where there is none."""
+        said = self.form or Columns
+        return said(**{said.KEY: self.uri} | self.columns | changes) if self.columns else None
 
     def check_unchanged(self) -> None:
         """Hash a path again, in full. Raises InputChanged."""
@@ -65,7 +71,7 @@ def of_step(spec: InputSpec, takes: Takes, step: str, type_: str, fingerprint: s
     """An input made by an earlier step of the plan."""
     identity = {"type": type_, "fingerprint": fingerprint} | _extra(spec, takes, spec.label)
     return Planned(spec.role, spec.label, type_, f"artifact:{folder}", identity, step=step, fingerprint=fingerprint,
-                   columns=spec.columns, filled=spec.filled, witness=spec.witness)
+                   columns=spec.columns, filled=spec.filled, witness=spec.witness, form=spec.form)
 
 
 def of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
@@ -82,7 +88,7 @@ def of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Ca
 
 def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cache) -> Planned:
     source, label = spec.source, spec.label
-    common = {"columns": spec.columns, "filled": spec.filled, "witness": spec.witness}
+    common = {"columns": spec.columns, "filled": spec.filled, "witness": spec.witness, "form": spec.form}
     if source.scheme == "bare":
         return Planned(spec.role, source.text, takes.types[0], source.text, {"type": takes.types[0], "name": source.text}, **common)
     if source.scheme == "artifact" or sources.artifact_folder(source.path):
@@ -90,7 +96,7 @@ def _of_source(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: C
         label = label or found.name
         identity = {"type": found.type, "fingerprint": found.fingerprint} | _extra(spec, takes, label)
         return Planned(spec.role, label, found.type, f"artifact:{found.path.name}", identity, path=found.path,
-                       fingerprint=found.fingerprint, digest=found.digest, format=_format(found.type, found.path, None, spec.columns), **common)
+                       fingerprint=found.fingerprint, digest=found.digest, format=_format(found.type, found.path, None, spec), **common)
     if source.scheme == "hf":
         label, type_ = label or source.repo.rpartition("/")[2], takes.types[0]
         commit = lock.commit(source, spec.mark, "dataset" if type_ == "dataset" else "model")
@@ -118,15 +124,15 @@ def _of_path(spec: InputSpec, takes: Takes, lock: Lock, store: Store, cache: Cac
         identity["base"] = base.identity
     uri = source.text if source.scheme in ("demo", "url") else str(path)
     return Planned(spec.role, label, type_, uri, identity, path=path, files=files, digest=digest, columns=spec.columns, base=base,
-                   filled=spec.filled, witness=spec.witness, format=_format(type_, path, source.files, spec.columns))
+                   filled=spec.filled, witness=spec.witness, form=spec.form, format=_format(type_, path, source.files, spec))
 
 
-def _format(type_: str, path: Path, files: tuple[Path, ...] | None, columns: dict | None) -> str | None:
-    if type_ != "dataset":
+def _format(type_: str, path: Path, files: tuple[Path, ...] | None, spec: InputSpec) -> str | None:
+    if type_ != "dataset" or spec.form:
         return None
     from slmkit.data import read
 
-    return read.format_of(path, files, Columns(path="", **columns) if columns else None)
+    return read.format_of(path, files, Columns(path="", **spec.columns) if spec.columns else None)
 
 
 def _extra(spec: InputSpec, takes: Takes, label: str) -> dict:
@@ -155,7 +161,7 @@ def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact], we
 
     Without `weights` a model of the hub comes without them: its config and tokenizer are all that is looked at.
     """
-    columns = Columns(path=planned.uri, **planned.columns) if planned.columns else None
+    columns = planned.said()
     plain = Given(planned.role, planned.name, planned.type, planned.uri, planned.path, planned.digest, planned.revision, columns=columns)
     if planned.step or planned.fingerprint:
         artifact = made.get(planned.step) if planned.step else manifest.load(planned.path)
@@ -173,7 +179,7 @@ def given(planned: Planned, store: Store, made: dict[str, manifest.Artifact], we
 
 def seen(planned: Planned) -> Given:
     """A planned input as a step would get it, as far as it is here already: for looking, not for work."""
-    columns = Columns(path=planned.uri, **planned.columns) if planned.columns else None
+    columns = planned.said()
     path = planned.path if not planned.step else None
     return Given(planned.role, planned.name, planned.type, planned.uri, path, planned.digest, planned.revision, columns=columns, files=planned.files)
 

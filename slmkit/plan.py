@@ -110,7 +110,7 @@ class _Planner:
                 self.problems += e.problems
 
     def _input(self, spec: StepSpec, one: InputSpec) -> Planned:
-        takes = spec.kind.module.TAKES[one.role]
+        takes = one.takes(spec.kind.module.TAKES[one.role])
         if one.step:
             made = self.rows.get(one.step)
             if made is None:
@@ -257,9 +257,11 @@ def _without_born(body: dict, config: Any) -> dict:
 
 
 def _below(value: Any, config: Any) -> Any:
-    """A value as it is hashed: a block, or a list that may hold blocks."""
+    """A value as it is hashed: a block, or a list or mapping that may hold blocks."""
     if isinstance(config, list):
         return [_below(v, c) for v, c in zip(value, config, strict=True)]
+    if isinstance(config, dict):
+        return {k: _below(v, config[k]) for k, v in value.items()}
     return _without_born(value, config) if hasattr(type(config), "model_fields") else value
 
 

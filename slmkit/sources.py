@@ -89,10 +89,16 @@ def artifact_folder(path: Path | None) -> bool:
 
 
 def type_of(path: Path, accepted: tuple[str, ...]) -> str:
-    """What a local path is: adapter and model folders are told by their config; else the first accepted type."""
+    """What a local path is: adapters, models and exports are told by what they hold; else the first accepted type."""
+    if path.suffix == ".gguf" and path.is_file():
+        return "gguf"
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             return "adapter"
+        if (path / "genai_config.json").is_file():
+            return "onnx"
+        if any(path.glob("*.gguf")) and not (path / "config.json").is_file():
+            return "gguf"
         if (path / "config.json").is_file():
             return "model"
     return next((t for t in accepted if t not in ("model", "adapter")), accepted[0])

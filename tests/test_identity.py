@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +108,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "inconclusive": "pass",
               "execution.batch_size": 2, "execution.device": "cuda"},
 }
-BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd"}  # tried by test_each_objective_and_its_settings_move_it
+BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis"}  # tried by test_each_objective_…, and test_each_part_of_a_short_task_…
 MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it
 
 
@@ -288,6 +289,32 @@ def test_a_witness_is_planned_and_moves_nothing(folder: Path) -> None:
     seen = [i for i in row.inputs if i.witness]
     assert [(i.role, i.path.name) for i in seen] == [("tasks", "task.yaml"), ("tasks", "other.yaml")]
     assert all(i.digest for i in seen) and "tasks" not in row.payload["inputs"]
+
+
+def test_each_part_of_a_short_task_and_of_an_endpoint_moves_it(folder: Path) -> None:
+    (folder / "t.csv").write_text("q,a\nx,y\n")
+    task = {"name": "t", "data": "t.csv", "user": "q", "answer": "a", "metric": ["numeric", "regex", "schema_valid"]}
+    task |= {"pattern": "a", "json_schema": {}}
+    api = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    score = {"kind": "eval", "models": ["$base"], "chat": True, "tasks": [task], "apis": {"g": api}}
+    body = {"recipe": "x", "base": "./model", "steps": {"score": score}}
+    seen = {prints(folder, body)["score"]}
+
+    def other(task: dict, api: dict) -> str:
+        step = body["steps"]["score"] | {"tasks": [task], "apis": {"g": api}}
+        return prints(folder, body | {"steps": {"score": step}})["score"]
+
+    changes = {"name": "u", "user": "{{ q }}", "answer": "q", "system": "s", "metric": ["regex", "numeric", "schema_valid"], "extract": "b",
+               "max_tokens": 9, "stop": ["x"], "tolerance": 1.0, "pattern": "b", "json_schema": {"type": "object"}}  # fmt: skip
+    found = [other(task | {key: value}, api) for key, value in changes.items()]
+    found += [other(task, api | {key: value}) for key, value in {"model": "n", "temperature": 1.0, "extra": {"top_k": 1}, "base_url": "http://x"}.items()]
+    assert len(seen | set(found)) == 1 + len(found)
+    how = {"concurrency": 2, "budget": {"requests": 5}, "prices": {"input": 1, "output": 1}, "api_key_env": "K", "limit_key": "max_completion_tokens"}
+    assert {other(task, api | {key: value}) for key, value in how.items()} == seen
+    os.rename(folder / "t.csv", folder / "u.csv")
+    assert other(task | {"data": "u.csv"}, api) in seen
+    (folder / "u.csv").write_text("q,a\nx,z\n")
+    assert other(task | {"data": "u.csv"}, api) not in seen
 
 
 def test_content_moves_it(folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ What nothing here would read is refused rather than lost: images, unknown keys, 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from slmkit.data.faults import Bad, kind
@@ -15,6 +16,8 @@ THINKING = ("reasoning_content", "reasoning", "thinking")
 READ = {"role", "content", "name", "tool_call_id", "tool_calls", "function_call", "weight", *THINKING}
 CALL_MARKS = ("<tool_call", "<function", "<|tool_call", "[TOOL_CALLS]", "<|python_tag|>", "<|action_start|>")
 """How models write a call into their text: rows that hold calls as text have no `tool_calls`."""
+WRITTEN = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+"""A call in a text, as Hermes, Qwen and others write it."""
 
 
 def messages(value: Any, where: str = "messages") -> list[dict]:

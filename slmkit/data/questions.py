@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import sides
+from slmkit.data import asked, sides
 from slmkit.data.leaks import Asked, Exam
 from slmkit.errors import DataError, Problem
 from slmkit.steps import _tasks
 from slmkit.steps._step import Given
+from slmkit.steps._task_form import Task
 
 WORDING = 20  # characters from which a single column can stand for the question: `yes` cannot
 READ = ("json", "csv", "text", "parquet")
@@ -27,6 +28,9 @@ def exams(tasks: tuple[Given, ...]) -> tuple[list[Exam], list[str]]:
     """The exams of all task files, and the names of tasks whose data is not local and was not looked at."""
     found, unread = [], []
     for given in tasks:
+        if isinstance(given.columns, Task):
+            found.append(Exam(given.columns.name, [_of_form(q) for q in asked.questions(given)]))
+            continue
         for document in _tasks.documents(given.path):
             name = str(document.get("task", given.name))
             if document.get("dataset_path") in READ:
@@ -34,6 +38,11 @@ def exams(tasks: tuple[Given, ...]) -> tuple[list[Exam], list[str]]:
             else:
                 unread.append(name)
     return found, unread
+
+
+def _of_form(question: asked.Question) -> Asked:
+    wordings = [question.user] if question.user is not None else [m["content"] for m in question.messages if m["role"] == "user" and m.get("content")]
+    return Asked(tuple(w for w in map(sides.normal, wordings) if w), sides.normal(question.answer), question.place)
 
 
 def _asked(yaml: Path, document: dict) -> Iterator[Asked]:

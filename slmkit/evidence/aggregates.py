@@ -91,7 +91,9 @@ def _of_table(gold: Any, told: Any, classes: int, positive: int | None) -> dict[
 
     # A class that a resample lacks altogether counts 0 in the macro mean, as it would for scikit-learn where it was predicted.
     table = {"F1": lambda m: f1(m)[..., positive]} if positive is not None and classes <= 2 else {}
+    asked = is_gold.any(0)  # labels that are right somewhere: an answer that is no label is none of its own
     return table | {
-        "macro F1": lambda m: f1(m).mean(-1), "weighted F1": lambda m: (f1(m) * (m @ is_gold)).sum(-1), "Matthews correlation": matthews,
+        "macro F1": lambda m: f1(m).mean(-1), "macro F1 of right labels": lambda m: f1(m)[..., asked].mean(-1),
+        "weighted F1": lambda m: (f1(m) * (m @ is_gold)).sum(-1), "Matthews correlation": matthews,
         "accuracy": lambda m: (m @ right).sum(-1),
     }  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 from slmkit.errors import CannotRun, DataError, Problem, RecipeError, SlmkitError, StepFailed, UsageError
 from slmkit.steps import _registry, _world
 from slmkit.steps._step import Card, Columns, Context, Given, Result
+from slmkit.steps._task_form import Task
 
 FOLDER = "launch"
 FORESEEN = {c.__name__: c for c in (CannotRun, DataError, RecipeError, StepFailed, UsageError)}
@@ -182,7 +183,7 @@ def _unpacked(body: Any) -> Any:
         return None
     path, columns = body["path"], body["columns"]
     there = {"path": Path(path) if path else None, "files": body["files"] and tuple(map(Path, body["files"])), "base": _unpacked(body["base"])}
-    return Given(**body | there | {"columns": Columns(**columns) if columns else None})
+    return Given(**body | there | {"columns": (Task if "name" in columns else Columns)(**columns) if columns else None})
 
 
 # -- in the workers --

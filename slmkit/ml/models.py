@@ -6,6 +6,7 @@ Only safetensors and JSON are read, remote code is never run, and nothing is fet
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # transformers' models cost seconds to import, and `slmkit da
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WEIGHTS = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")
 TRAINING = "slmkit_training.json"
 """Beside what was trained: the hash of the chat template it learned, and of an adapter the numerics of the base under it, which nothing else
 in the folder tells. It travels with the tokenizer through merge and quantize."""
@@ -215,9 +217,14 @@ def copy_generation_config(folder: Path, out: Path) -> None:
         shutil.copyfile(file, out / file.name)
 
 
+def sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
 def weight_bytes(given: Given) -> int:
-    """Bytes of safetensors; an adapter counts its base too, since both are needed."""
-    own = sum(f.stat().st_size for f in Path(given.path).glob("*.safetensors"))
+    """Bytes of the weights; an adapter counts its base too, since both are needed."""
+    path = Path(given.path)
+    own = path.stat().st_size if path.is_file() else sum(f.stat().st_size for p in WEIGHTS for f in path.glob(p))
     return own + (weight_bytes(given.base) if given.base is not None else 0)
 
 

@@ -247,11 +247,13 @@ class _Loader:
         items = enumerate(value) if takes.many and isinstance(value, list) else [(None, value)]
         for index, item in items:
             place = (*where, role) if index is None else (*where, role, index)
-            columns = None
+            columns, form = None, None
             if isinstance(item, dict):
-                columns, item = _columns(item), item.get("path")
+                form = takes.form
+                columns, item = _columns(item, form or Columns), item.get((form or Columns).KEY)
             if isinstance(item, str):
-                yield from self._input(takes, role, item, place, step, done, columns, filled)
+                found = self._input(takes.by_form() if form else takes, role, item, place, step, done, columns, filled)
+                yield from (replace(one, label=columns.get("name") or one.label, form=form) if form else one for one in found)
 
     def _input(self, takes, role, text: str, place: Where, step: str, done: dict, columns, filled) -> Iterable[InputSpec]:
         mark = self.doc.mark(self.moved.get(place, place))
@@ -345,12 +347,13 @@ def _needed(spec: StepSpec, steps: dict[str, StepSpec]) -> set[str]:
     return found
 
 
-def _columns(item: dict) -> dict:
+def _columns(item: dict, said: type[Columns]) -> dict:
     """What is said of data beside its path, without what says nothing; as it was written where it is not valid (which is told elsewhere)."""
+    key = said.KEY
     try:
-        return Columns.model_validate({**item, "path": ""}).model_dump(exclude_defaults=True, exclude={"path"})
+        return said.model_validate({**item, key: "-"}).model_dump(exclude_defaults=True, exclude={key})
     except ValidationError:
-        return {k: v for k, v in item.items() if k != "path" and v is not None}
+        return {k: v for k, v in item.items() if k != key and v is not None}
 
 
 def _exists(path: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from slmkit.recipe.located import Mark
 from slmkit.sources import Source
 from slmkit.steps._registry import Kind
+from slmkit.steps._step import Takes
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class InputSpec:
     """One input of a step as the recipe names it: an earlier step, or a source outside.
 
     label: the name for people (`base`, `sft`). columns: the data's column mapping, hashed with the content. mark: where it was written.
+    form: where the mapping is more than columns, the class that reads it.
     filled: the recipe left it out and the loader chose it. witness: another step's input, to be checked against.
     """
 
@@ -27,6 +29,11 @@ class InputSpec:
     mark: Mark
     filled: bool = False
     witness: bool = False
+    form: type | None = None
+
+    def takes(self, role: Takes) -> Takes:
+        """What its role takes of an input that is written so."""
+        return role.by_form() if self.form else role
 
 
 @dataclass(frozen=True)

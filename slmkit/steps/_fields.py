@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from slmkit.steps._step import Columns
+from slmkit.steps._task_form import Task
 
 
 def _shape(value: Any) -> str:
@@ -35,6 +36,15 @@ HeldOut = Annotated[
     Discriminator(_shape_of_held_out),
 ]
 """A dataset, or the share of the data's rows to hold out."""
+
+
+
+def _shape_of_task(value: Any) -> str:
+    return "task" if isinstance(value, dict | Task) else "reference"
+
+
+TaskRef = Annotated[Annotated[str, Field(min_length=1), Tag("reference")] | Annotated[Task, Tag("task")], Discriminator(_shape_of_task)]
+"""An lm-eval task: a YAML file, a built-in name, or the short form `{name: …, data: test.csv, user: text, answer: label, metric: exact_match}`."""
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 """`auto` is the first CUDA device if there is one, else the CPU."""

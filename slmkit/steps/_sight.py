@@ -13,6 +13,7 @@ from typing import Any
 
 from slmkit.errors import RecipeError
 from slmkit.steps import _expect, _tasks
+from slmkit.steps._task_form import Task
 
 LARGEST = 1 << 26  # bytes of a JSON array that is read to be counted
 
@@ -55,8 +56,10 @@ def estimate(config: Any, tasks: tuple[Any, ...]) -> dict[str, int | list[str]]:
     if not config.expect:
         return {}
     counted: dict[str, int] = {}
-    for one in tasks:
-        if one.path is not None:
+    for said, one in zip(config.tasks, tasks, strict=False):
+        if isinstance(said, Task):
+            counted |= _of_form(said, one.path)
+        elif one.path is not None:
             try:
                 counted |= questions(one.path)
             except RecipeError:
@@ -65,6 +68,14 @@ def estimate(config: Any, tasks: tuple[Any, ...]) -> dict[str, int | list[str]]:
         counted = {task: min(n, config.limit) for task, n in counted.items()}
     sees = [said for text, bound in config.expect.items() if (said := _sees(_expect.parse(text, bound), counted))]
     return ({"questions": sum(counted.values())} if counted else {}) | ({"sees": sees} if sees else {})
+
+
+def _of_form(task: Task, path: Path | None) -> dict[str, int]:
+    """The questions of a short form whose data is one file that can be counted."""
+    if path is not None and task.split:
+        path = (path if path.is_dir() else path.parent) / f"{task.split}.jsonl"
+    count = _rows(path, None) if path is not None else None
+    return {task.name: count} if count else {}
 
 
 def _sees(expectation: _expect.Expectation, counted: dict[str, int]) -> str | None:

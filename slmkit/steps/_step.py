@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -62,6 +62,8 @@ FORMATS = tuple(f for f in READ_BY_FORMAT if f != "columns")
 
 class Columns(Part):
     """Data with more said of it: `{path: train.csv, user: text, assistant: category}`. Keys that name a column say which one plays that part."""
+
+    KEY: ClassVar[str] = "path"
 
     path: str
     """File, glob, folder or reference, as it would be written alone."""
@@ -154,6 +156,7 @@ class Takes:
     `witness` is an input that no config field names and that changes nothing of what comes out: the recipe's other steps' inputs of
     these types, for checks (is a question of an eval's task among the training rows?). It is recorded, and not hashed. `of` narrows
     it to inputs of one role.
+    `form` is what a mapping in place of a reference says, when it is more than columns of rows: a Part whose KEY names the data.
     `narrow` says which of the types a config leaves: what else is given is turned into one of those, or refused.
     """
 
@@ -167,15 +170,20 @@ class Takes:
     lone: bool = False
     of: str | None = None
     narrow: Callable[[Any], tuple[str, ...]] | None = None
+    form: type[Part] | None = None
 
     def __init__(
-        self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False, of=None, narrow=None
+        self, *types: str, many=False, optional=False, files=None, bare=None, named=False, witness=False, lone=False, of=None, narrow=None, form=None
     ):
         for key, value in {
             "types": types, "many": many, "optional": optional, "files": files, "bare": bare, "named": named, "witness": witness, "lone": lone,
-            "of": of, "narrow": narrow,
+            "of": of, "narrow": narrow, "form": form,
         }.items():
             object.__setattr__(self, key, value)
+
+    def by_form(self) -> Takes:
+        """What an input that is given in `form` may be: rows, of which the form says what they are for."""
+        return Takes("dataset", many=self.many, optional=self.optional, named=self.named, witness=self.witness, lone=self.lone, of=self.of)
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,8 @@ class Given:
 
     name: the label for people and result keys (`base`, `sft`, `int4`). uri: where it came from, without local folders for
     artifacts (`artifact:train-79ba67d04f54`, `hf:ID@commit`, `demo:student`, a path). digest: sha256 of the content.
-    manifest: of an artifact, else None. base: of an adapter, the model it was trained on. columns: the mapping given with data.
+    manifest: of an artifact, else None. base: of an adapter, the model it was trained on. columns: the mapping given with data, or the form
+    (see Takes.form) that makes it something else.
     path is None only for a bare name (see Takes.bare). files: what a glob matched when it was planned.
     """
 
@@ -197,7 +206,7 @@ class Given:
     revision: str | None = None
     manifest: dict | None = None
     base: Given | None = None
-    columns: Columns | None = None
+    columns: Any = None
     files: tuple[Path, ...] | None = None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from slmkit.steps._step import How, Part
 
@@ -34,16 +34,6 @@ class Teacher(Part):
         return value
 
 
-def _shape(value: Any) -> str:
-    return "endpoint" if isinstance(value, dict | Teacher) else "reference"
-
-
-TeacherRef = Annotated[
-    Annotated[str, Field(min_length=1), Tag("reference")] | Annotated[Teacher, Tag("endpoint")], Discriminator(_shape)
-]
-"""An endpoint, `{model: …, base_url: …, api_key_env: …}`, or a model or adapter that is run here: `demo:teacher`, a folder, `$sft`."""
-
-
 class Budget(Part):
     """The most that this step may spend, all attempts together. It is held before a request is sent."""
 
@@ -66,3 +56,32 @@ class Prices(Part):
     """Of input that the endpoint had in its cache; as `input` if left out."""
     batch: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of these prices that a batch API charges."""
+
+
+class Api(Teacher):
+    """An endpoint that is evaluated: the teacher that is to be replaced, say. Its answers go into the ledger, and none is paid twice."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
+    """Where a task does not ask for samples. None: not sent, for models that take no such parameter."""
+    concurrency: Annotated[int, Field(ge=1, le=4096), How()] = 16
+    """The most requests at once."""
+    budget: Annotated[Budget | None, How()] = None
+    """The most that may be spent: `{usd: 5}`, `{requests: 10000}`."""
+    prices: Annotated[Prices | None, How()] = None
+    """What it charges, per million tokens: `{input: 0.25, output: 2.0}`. Without them tokens are counted, and no dollars."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Api:
+        if self.budget is not None and self.budget.usd is not None and self.prices is None:
+            raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
+        return self
+
+
+def _shape(value: Any) -> str:
+    return "endpoint" if isinstance(value, dict | Teacher) else "reference"
+
+
+TeacherRef = Annotated[
+    Annotated[str, Field(min_length=1), Tag("reference")] | Annotated[Teacher, Tag("endpoint")], Discriminator(_shape)
+]
+"""An endpoint, `{model: …, base_url: …, api_key_env: …}`, or a model or adapter that is run here: `demo:teacher`, a folder, `$sft`."""

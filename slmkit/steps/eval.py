@@ -1,7 +1,8 @@
 """Score models on lm-eval tasks: your own YAML files with local data, or built-in names.
 
-Every model is loaded once and runs all tasks; the scores are those of lm-eval's own command, to the last digit. `expect`
-turns them into verdicts: pass, fail, or inconclusive (too few questions). One that is no pass makes the command exit 3, with the artifact kept.
+Every model is loaded once, in the numerics and the runtime that it is served in, and runs all tasks; an endpoint can be scored beside them (`apis`).
+The scores are those of lm-eval's own command, to the last digit. `expect` turns them into verdicts: pass, fail, or inconclusive (too few
+questions). One that is no pass makes the command exit 3, with the artifact kept. An eval that was killed goes on at the sample.
 
     slmkit eval recipe.yaml
     slmkit eval recipe.yaml score --json | jq .result.scores
@@ -10,29 +11,38 @@ turns them into verdicts: pass, fail, or inconclusive (too few questions). One t
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from slmkit.errors import UsageError
 from slmkit.steps import _expect, _sight, _tasks
-from slmkit.steps._fields import Device, Ref, Seed
+from slmkit.steps._fields import Device, Ref, Seed, TaskRef
 from slmkit.steps._step import Born, Check, Context, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._task_form import Task
+from slmkit.steps._teacher import Api
 
 VERSION = 1
 TAKES = {
-    "models": Takes("model", "adapter", many=True, named=True),
-    "tasks": Takes("task", many=True, files=_tasks.task_files, bare=_tasks.bare),
+    "models": Takes("model", "adapter", "gguf", "onnx", many=True, named=True),
+    "tasks": Takes("task", many=True, files=_tasks.task_files, bare=_tasks.bare, form=Task),
 }
 GIVES = "scores"
 PINS = ("lm_eval",)
 
 
 class Config(StepConfig):
-    models: Annotated[list[Ref], Field(min_length=1)]
-    """Models and adapters to score. `model: X` is the short form for one."""
-    tasks: Annotated[list[Ref], Field(min_length=1)]
-    """lm-eval YAML files with local data, or names of tasks that come with lm-eval (those need the hub)."""
+    models: list[Ref]
+    """What to score: models, adapters (on the base that they were trained on, in 4 bits if it was), exports to GGUF and ONNX (in llama.cpp and
+    onnxruntime). `model: X` is the short form for one; `[]` where only `apis` are scored."""
+    apis: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")], Api], Born({})] = {}
+    """Endpoints to score beside them, by name: `{gpt: {model: gpt-5-mini, api_key_env: OPENAI_API_KEY}}`. They are asked conversations
+    (`chat: true`), and only tasks with written answers."""
+    tasks: Annotated[list[TaskRef], Field(min_length=1)]
+    """lm-eval YAML files with local data, names of tasks that come with lm-eval (those need the hub), or the short form of one's own:
+    `{name: intents, data: test.csv, user: text, answer: category, metric: exact_match}`."""
     fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
     """Examples shown before each question. None: what the task says."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -67,14 +77,37 @@ class Config(StepConfig):
     def _read(self) -> Config:
         if self.inconclusive != "fail" and not self.expect:
             raise ValueError("`inconclusive` is read where there is an `expect`; give one, or leave it out")
+        if not self.models and not self.apis:
+            raise ValueError("`models` is empty: name what is to be scored, here or in `apis`")
+        if self.apis and not self.chat:
+            raise ValueError("`apis` are asked conversations: write `chat: true`, so that all are asked alike")
+        self._tasks_fit()
         return self
+
+    def _tasks_fit(self) -> None:
+        """What a task's short form needs of the rest."""
+        for task in self.tasks:
+            if isinstance(task, Task) and task.messages and (not self.chat or self.fewshot):
+                why = "`fewshot` shows single questions" if self.chat else "write `chat: true`"
+                raise ValueError(f"task `{task.name}` asks with conversations (`messages`): {why}")
+            if isinstance(task, Task) and self.apis and not task.generated:
+                raise ValueError(f"task `{task.name}` ranks choices, and an endpoint does not tell how likely it finds a given text; leave out one")
 
 
 class Execution(StepExecution):
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
-    """Questions per forward pass. Scores of one-token precision may move in the last digit with it."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Questions per forward pass; auto: what fits into the free memory, at most 64. A score may move in its last digit with it. Exports are asked one
+    question after another, whatever it says."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+
+
+def blocked(config: Config, execution: Execution) -> str | None:
+    """A key that is not set is known before anything runs."""
+    for name, api in config.apis.items():
+        if api.api_key_env and not os.environ.get(api.api_key_env):
+            return f"`apis.{name}.api_key_env`: ${api.api_key_env} is not set"
+    return None
 
 
 def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:
@@ -84,7 +117,9 @@ def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, in
 
 def run(ctx: Context, config: Config) -> Result:
     expected = [_expect.parse(e, b) for e, b in config.expect.items()]
-    names = [m.name for m in ctx.inputs["models"]]
+    names = [*(m.name for m in ctx.inputs["models"]), *config.apis]
+    if twice := next((n for n in config.apis if names.count(n) > 1), None):
+        raise UsageError(f"a model and an endpoint are both called `{twice}`, and results are keyed by name", mend="rename it in `apis`")
     _expect.check_names(expected, names)
     from slmkit.ml import harness
 

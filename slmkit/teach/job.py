@@ -94,7 +94,7 @@ class Job:
         """The messages sent about one prompt: through the template where there is one, else the prompt's own; `system` before them."""
         if self.template is None:
             own = self.config.system is None
-            return self.led([_sent(m) for m in prompt.messages if own or m["role"] != "system"])
+            return self.led([sent(m) for m in prompt.messages if own or m["role"] != "system"])
         return self.led(self.template.messages(prompt.place, **self.known(prompt), **values))
 
     def led(self, messages: list[dict]) -> list[dict]:
@@ -112,7 +112,7 @@ class Job:
         return messages
 
 
-def _sent(message: dict) -> dict:
+def sent(message: dict) -> dict:
     """A message as endpoints want it: the arguments of calls as text."""
     if not message.get("tool_calls"):
         return dict(message)

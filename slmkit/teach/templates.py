@@ -7,22 +7,17 @@ what its mode adds. A recipe may come from anywhere, so a template reaches nothi
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from slmkit.data import sandbox
 from slmkit.data.read import shown
 from slmkit.errors import DataError, Problem, RecipeError
 
 FOLDER = Path(__file__).with_name("templates")
 TURN = re.compile(r"^### (system|user|assistant)[ \t]*\n", re.MULTILINE)
-MOST_STEPS = 100_000  # turns of all loops of one rendering: Jinja's own bound on `range`, which loops in loops would pass
-MOST_CHARACTERS = 4_000_000  # of a rendering, and of a text that an operator makes: about the longest context there is
-NO_METHODS = {"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"}  # of strings: a width is a length to fill
-NO_FILTERS = {"center", "format", "indent", "wordwrap", "pprint", "random", "slice", "batch", "attr"}
 
 
 class Template:
@@ -32,14 +27,11 @@ class Template:
         import jinja2
 
         self.path, self.name, self.text = str(path), Path(path).name, text
-        self.environment, self.errors = _environment(), jinja2.TemplateError
+        self.environment, self.errors = sandbox.environment(), jinja2.TemplateError
         nonce = secrets.token_hex(8)  # a row that holds `### system` begins no message
         self.turn = re.compile(f"\x1e{nonce}:(system|user|assistant)\n?")
         try:
-            tree = self.environment.parse(TURN.sub(lambda m: f"\x1e{nonce}:{m[1]}\n", text), self.name, self.path)
-            for loop in list(tree.find_all(jinja2.nodes.For)):
-                loop.iter = jinja2.nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
-            self.compiled = self.environment.from_string(tree)
+            self.compiled = sandbox.compiled(self.environment, TURN.sub(lambda m: f"\x1e{nonce}:{m[1]}\n", text), self.name, self.path)
         except jinja2.TemplateError as e:
             raise RecipeError([self._problem(f"no template: {e}", getattr(e, "lineno", 0) or 0)]) from None
         except RecursionError:
@@ -52,9 +44,8 @@ class Template:
 
     def messages(self, place: str, **values: Any) -> list[dict]:
         """The messages that are sent for one row. Raises DataError, naming the template's line and the row, when it does not fit."""
-        self.environment.steps = 0
         try:
-            text = self._render(values)
+            text = sandbox.render(self.environment, self.compiled, values)
         except (self.errors, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as e:
             said = f"{e}" if isinstance(e, self.errors) else f"{type(e).__name__}: {e}"
             mend = f"a template here knows {', '.join(f'`{name}`' for name in values)}"
@@ -65,15 +56,6 @@ class Template:
         if not messages:
             raise DataError([self._problem(f"the template renders to nothing for {place}", 0)])
         return messages
-
-    def _render(self, values: dict[str, Any]) -> str:
-        out, size = [], 0
-        for piece in self.compiled.generate(**values):
-            size += len(piece)
-            if size > MOST_CHARACTERS:
-                raise ValueError(f"it renders to more than {MOST_CHARACTERS:,} characters")
-            out.append(piece)
-        return "".join(out)
 
 
 def load(name: str, given: Path | None) -> Template:
@@ -93,43 +75,3 @@ def _line_of(error: BaseException) -> int:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
-
-
-def _environment():
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-
-    class Bounded(ImmutableSandboxedEnvironment):
-        """A sandbox in which loops are counted and no operator makes a text that is too long."""
-
-        intercepted_binops = frozenset(["*", "**", "%"])
-        steps = 0
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and not (abs(left) <= 1e6 and abs(right) <= 32):
-                raise SecurityError("`**` makes too large a number")
-            if operator == "%" and isinstance(left, str):
-                raise SecurityError("`%` on a text is not allowed here; write the value where it belongs")
-            sizes = [len(v) for v in (left, right) if isinstance(v, str | list | tuple)]
-            if operator == "*" and sizes and max(sizes) * max([v for v in (left, right) if isinstance(v, int)], default=0) > MOST_CHARACTERS:
-                raise SecurityError("`*` makes too long a text")
-            return super().call_binop(context, operator, left, right)
-
-        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            return not (isinstance(obj, str) and attr in NO_METHODS) and super().is_safe_attribute(obj, attr, value)
-
-        def counted(self, values: Iterable[Any]) -> Iterator[Any]:
-            for value in values:
-                self.steps += 1
-                if self.steps > MOST_STEPS:
-                    raise SecurityError(f"its loops take more than {MOST_STEPS:,} turns")
-                yield value
-
-    environment = Bounded(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    safe_range = environment.globals["range"]
-    environment.globals = {"range": safe_range}
-    for name in NO_FILTERS:
-        environment.filters.pop(name)
-    environment.filters["counted"] = environment.counted
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)  # Jinja's own writes `<` as \u003c, for web pages
-    return environment

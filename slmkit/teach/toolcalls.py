@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from slmkit.data.conversation import WRITTEN
 from slmkit.data.conversation import tools as read_tools
 from slmkit.data.faults import Bad
 from slmkit.data.read import shown
@@ -18,7 +18,6 @@ from slmkit.errors import Problem, RecipeError
 from slmkit.teach import replies
 from slmkit.teach.request import Answer
 
-WRITTEN = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 MEND = 'a JSON list of functions: [{"type": "function", "function": {"name": …, "parameters": {…}}}]'
 
 

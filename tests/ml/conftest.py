@@ -57,14 +57,14 @@ def make_tokenizer(folder: Path, template: str | None = CHATML) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_model(folder: Path, *, hidden: int = 64, mlp: int = 128, seed: int = 0, template: str | None = CHATML) -> Path:
+def make_model(folder: Path, *, hidden: int = 64, mlp: int = 128, seed: int = 0, template: str | None = CHATML, vocabulary: int = 384) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=384, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=2, pad_token_id=3,
             bos_token_id=None, initializer_range=0.08,
         )  # fmt: skip

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import chats, write_jsonl
+from conftest import chats, make_model, write_jsonl
 from test_train import run as train
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.steps import eval as step
+from slmkit.steps._task_form import Task
 from tests.support.drive import Driver, given
 
 GENERATE = """\
@@ -45,6 +47,36 @@ metric_list:
 """
 
 
+SAID = """\
+task: said
+dataset_path: json
+dataset_kwargs: {data_files: {test: data/t.jsonl}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{messages[-2]['content']}}"
+doc_to_target: " {{messages[-1]['content']}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
+TEXT = """\
+task: text
+dataset_path: json
+dataset_kwargs: {data_files: {test: data/t.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{messages[-2]['content']}} {{messages[-1]['content']}}"
+metric_list:
+  - {metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}
+  - {metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}
+"""
+DIGIT = """\
+filter_list:
+  - {name: number, filter: [{function: regex, regex_pattern: "([0-9])"}, {function: take_first}]}
+"""
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
@@ -53,6 +85,9 @@ def tasks(tmp_path_factory) -> Path:
     (folder / "metrics.py").write_text("def first_letter(predictions, references, **_):\n    return float(predictions[0][:1] == references[0][:1])\n")
     (folder / "notes.yaml").write_text(GENERATE)
     (folder / "city.yaml").write_text(CHOOSE)
+    (folder / "said.yaml").write_text(SAID)
+    (folder / "text.yaml").write_text(TEXT)
+    (folder / "digit.yaml").write_text(GENERATE.replace("task: notes", "task: digit") + DIGIT)
     return folder
 
 
@@ -62,39 +97,74 @@ def evaluate(root, models, files, execution=None, **config):
     return driver, driver.run("eval", {"models": ["m"], "tasks": ["t"]} | config, inputs, execution)
 
 
-def command(model, tasks, out, *more) -> dict:
+def command(out, tasks, *args) -> dict:
     """lm_eval's own command, in its own process, run where the task's relative data paths hold."""
-    args = ["--model", "hf", "--model_args", f"pretrained={model}", "--include_path", str(tasks), "--tasks", "notes,city"]
     # Its index of built-in tasks takes 14 CPU-seconds and is not what is compared.
     script = (
         "import lm_eval.tasks.manager as m\n"
         "original = m.TaskManager.__init__\n"
         "m.TaskManager.__init__ = lambda self, *a, **k: original(self, *a, **(k | {'include_defaults': False}))\n"
+        "import bitsandbytes.nn.modules as b; b.has_avx512bf16 = lambda: False\n"  # whose repacked weights are other ones
         "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
     )
-    env = os.environ | {"HF_DATASETS_CACHE": str(out / "cache"), "HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", script, *args, "--device", "cpu", "--batch_size", "4", "--output_path", str(out), *more]
+    here = str(Path(__file__).parents[2])
+    env = os.environ | {"HF_DATASETS_CACHE": str(out / "cache"), "HF_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": here}
+    run = [sys.executable, "-c", script, "--include_path", str(tasks), "--batch_size", "4", "--output_path", str(out), *args]
     done = subprocess.run(run, cwd=tasks, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = out.rglob("results_*.json")
     return json.loads(file.read_text())["results"]
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_scores_equal_those_of_lm_evals_command(tmp_path, tiny, tasks, chat):
-    more = ["--apply_chat_template", "true"] if chat else []
-    theirs = command(tiny, tasks, tmp_path / "theirs", *more)
-    driver, result = evaluate(
-        tmp_path / "ours", [given(tiny, "model", name="m")], [tasks / "notes.yaml", tasks / "city.yaml"], {"batch_size": 4}, chat=chat
-    )
-    ours = result.values["scores"]["m"]
-    assert set(ours) == {"notes", "city"}
+KINDS = ["notes", "city", "said", "text", "digit", "short"]
+"""A task of each sort: written answers, choices after examples, likelihood, perplexity of texts, a regular expression, the short form."""
+
+
+def same(ours: dict, theirs: dict) -> None:
+    assert set(ours) == set(theirs)
     for task, metrics in ours.items():
         for metric, value in metrics.items():
-            key = f"{metric},none"
-            assert theirs[task][key] == value, (task, metric)
-        assert {k.partition(",")[0] for k, v in theirs[task].items() if isinstance(v, float)} <= set(metrics)
-    assert 0 < ours["city"]["acc"] < 1 and ours["city"]["acc_stderr"] > 0
+            name, _, own = metric.partition("_number")
+            assert theirs[task][f"{name}{own},{'number' if '_number' in metric else 'none'}"] == value, (task, metric)
+        assert sum(isinstance(v, float) for v in theirs[task].values()) == len(metrics), task
+
+
+def short(tasks: Path):
+    form = Task(name="short", data="t.jsonl", user="{{messages[-2]['content']}}", answer="{{messages[-1]['content']}}", stop=["\n"], max_tokens=6,
+                metric=["exact_match", "f1_macro", "rougeL", "chrf"])  # fmt: skip
+    return given(tasks / "data" / "t.jsonl", "dataset", "tasks", name="short", columns=form)
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory, tiny, rows_file):
+    """The model, an adapter on it, and it in four bits; each as ours, and as lm_eval's command is told of it."""
+    root = tmp_path_factory.mktemp("subjects")
+    fitted = make_model(root / "fitted", vocabulary=323)  # lm_eval cuts a base's vocabulary to its tokenizer's, where an adapter is on it
+    adapter, _ = train(root / "t", fitted, rows_file, max_steps=2, method="lora", precision="fp32")
+    quantizer = Driver(root / "q")
+    quantizer.run("quantize", {"model": "m", "method": "nf4"}, {"model": given(tiny, "model")})
+    base = given(tiny, "model", name="base")
+    return {
+        "model": (base, f"pretrained={tiny}"),
+        "adapter": (given(adapter.out, "adapter", name="sft", base=given(fitted, "model", name="base")), f"pretrained={fitted},peft={adapter.out}"),
+        "nf4": (given(quantizer.out, "model", name="nf4"), f"pretrained={quantizer.out}"),
+    }
+
+
+@pytest.mark.parametrize(("kind", "chat"), [("model", False), ("adapter", True), ("nf4", False)])
+def test_scores_equal_those_of_lm_evals_command(tmp_path, subjects, tasks, kind, chat):
+    ours, theirs = subjects[kind]
+    driver = Driver(tmp_path / "ours")
+    inputs = {"models": (ours,), "tasks": (*(given(tasks / f"{k}.yaml", "task", "tasks") for k in KINDS[:-1]), short(tasks))}
+    result = driver.run("eval", {"models": ["m"], "tasks": ["t"], "chat": chat}, inputs, {"batch_size": 4})
+    shutil.copytree(tasks, tmp_path / "tasks")
+    shutil.copytree(driver.out / "tasks", tmp_path / "tasks", dirs_exist_ok=True)
+    more = ["--apply_chat_template", "true"] if chat else []
+    args = ["--model", "hf", "--model_args", theirs, "--device", "cpu", "--tasks", ",".join(KINDS), *more]
+    scores = result.values["scores"][ours.name]
+    same(scores, command(tmp_path / "theirs", tmp_path / "tasks", *args))
+    assert set(scores) == set(KINDS) and 0 < scores["city"]["acc"] < 1 and scores["city"]["acc_stderr"] > 0
+    assert scores["text"]["word_perplexity"] > 1 and scores["short"]["rougeL"] >= 0
 
 
 def test_adapters_and_quantized_models_are_scored_side_by_side(tmp_path, tiny, tasks, rows_file):

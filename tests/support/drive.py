@@ -39,6 +39,7 @@ class Driver:
             log=lambda event, **fields: self.events.append({"event": event, **fields}),
             progress=lambda done, total, what, **numbers: self.reports.append((done, total, what, numbers)),
             secret=lambda name: "",
+            ledgers=self.root / "ledgers",
         )
         result = module.run(context, module.Config(**config))
         json.dumps(result.values, allow_nan=False)

@@ -81,3 +81,13 @@ def caller(body: dict, number: int) -> dict:
     if "unfit" in text:
         call["function"]["arguments"] = '{"city": "Rome", "days": "two"}'
     return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def pupil(body: dict, number: int) -> dict:
+    """Knows where most parcels go; after `odd:` it does what models should not."""
+    text = body["messages"][-1]["content"]
+    if "odd:" in text:
+        odd = {"nothing": "", "loop": "again " * body["max_tokens"], "json": '{"n": ', "surrogate": "\ud83d half", "fine": '{"n": 1}'}
+        return said(odd[text.rpartition(" ")[2]])
+    found = re.search(r"parcel (\d) goes to (\w+)", text)
+    return said(f"{found[2]} {found[1]}" if found[1] != "3" else f"{found[2]} perhaps")

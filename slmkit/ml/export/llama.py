@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +85,17 @@ class Llama:
         return self._eval(ids)
 
     def greedy(self, prompts: list[list[int]], most: int, ends: frozenset[int]) -> list[list[int]]:
-        return [self._answer(p, min(most, self.length - len(p)), ends) for p in prompts]
+        return [self.written(p, min(most, self.length - len(p)), ends) for p in prompts]
 
-    def _answer(self, prompt: list[int], most: int, ends: frozenset[int]) -> list[int]:
+    def written(self, prompt: list[int], most: int, ends: frozenset[int], enough: Callable[[list[int]], bool] = lambda ids: False) -> list[int]:
+        """The greedy answer: to an end, to `enough` of what was written so far, to `most` tokens."""
         written: list[int] = []
         self._reset()
         new = list(prompt)
         for _ in range(most):
             new = [int(self._eval(new)[-1].argmax())]
             written += new
-            if new[0] in ends:
+            if new[0] in ends or enough(written):
                 break
         return written
 
@@ -100,16 +103,20 @@ class Llama:
         """By the template that is in the file, as llama-cpp-python renders it."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        template = self.lib.llama_model_chat_template(self.model, None)
-        if template is None:
+        if self.template is None:
             return None
         bos, eos = (self._text(i) for i in (self.lib.llama_vocab_bos(self.vocabulary), self.lib.llama_vocab_eos(self.vocabulary)))
-        return Jinja2ChatFormatter(template.decode(), eos, bos)(messages=messages).prompt
+        return Jinja2ChatFormatter(self.template, eos, bos)(messages=messages).prompt
+
+    @cached_property
+    def template(self) -> str | None:
+        template = self.lib.llama_model_chat_template(self.model, None)
+        return template.decode() if template is not None else None
 
     def _text(self, token: int) -> str:
         return self.lib.llama_vocab_get_text(self.vocabulary, token).decode() if token >= 0 else ""
 
-    @property
+    @cached_property
     def ends(self) -> set[int]:
         """Ids at which llama.cpp ends an answer: those the file names, and those that it knows by their text."""
         return {i for i in range(self.size) if self.lib.llama_vocab_is_eog(self.vocabulary, i)}
@@ -122,6 +129,19 @@ class Llama:
         if count < 0:
             raise StepFailed(f"llama.cpp could not tokenize a text of {len(raw)} bytes (it returned {count})")
         return list(room[:count])
+
+
+    def text(self, ids: list[int]) -> str:
+        """What ids say, without special tokens; bytes that are no UTF-8 (a character cut in two) as \ufffd."""
+        if not ids:
+            return ""
+        tokens, room = (self.lib.llama_token * len(ids))(*ids), 64 + 32 * len(ids)
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self.lib.llama_detokenize(self.vocabulary, tokens, len(ids), buffer, room, False, False)
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", "replace")
+            room = -count + 1
 
 
 def _library() -> Any:

@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,14 @@ class Onnx:
         self.name = f"onnxruntime {onnxruntime.__version__} (onnxruntime-genai {onnxruntime_genai.__version__})"
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads or 0
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads must not keep others from the cores
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), settings, providers=["CPUExecutionProvider"])
         self.model = onnxruntime_genai.Model(str(folder))
         self.tokenizer = onnxruntime_genai.Tokenizer(self.model)
-        self.width = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
-        self.template = (folder / "chat_template.jinja").is_file()
+        self.folder, self.config = folder, json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        self.width = self.config["model"]["decoder"]["head_size"]
+        template = folder / "chat_template.jinja"
+        self.template = template.read_text(encoding="utf-8") if template.is_file() else None
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         feed = {"input_ids": np.array([ids], dtype=np.int64), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
@@ -110,9 +115,10 @@ class Onnx:
         return torch.from_numpy(self.session.run(["logits"], feed)[0][0])
 
     def greedy(self, prompts: list[list[int]], most: int, ends: frozenset[int]) -> list[list[int]]:
-        return [self._answer(p, most, ends) for p in prompts]
+        return [self.written(p, most, ends) for p in prompts]
 
-    def _answer(self, prompt: list[int], most: int, ends: frozenset[int]) -> list[int]:
+    def written(self, prompt: list[int], most: int, ends: frozenset[int], enough: Callable[[list[int]], bool] = lambda ids: False) -> list[int]:
+        """The greedy answer: to an end, to `enough` of what was written so far, to `most` tokens."""
         settings = self.genai.GeneratorParams(self.model)
         settings.set_search_options(max_length=min(self.length, len(prompt) + most), do_sample=False)
         try:
@@ -124,16 +130,32 @@ class Onnx:
         while len(written) < most and not generator.is_done():
             generator.generate_next_token()
             written.append(int(generator.get_next_tokens()[0]))
-            if written[-1] in ends:
+            if written[-1] in ends or enough(written):
                 break
         return written
 
     def render(self, messages: list[dict]) -> str | None:
-        return self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) if self.template else None
+        return self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True) if self.template is not None else None
 
-    def ids(self, text: str, _special: bool = False) -> list[int]:
-        """Special tokens in the text are read as such; nothing is put around it."""
-        return list(map(int, self.tokenizer.encode(text)))
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        """Special tokens in the text are read as such. special: with the BOS that the model's own tokenizer puts before a text (genai puts none)."""
+        return [*(self.before if special else ()), *map(int, self.tokenizer.encode(text))]
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids) if ids else ""
+
+    @cached_property
+    def before(self) -> list[int]:
+        from tokenizers import Tokenizer
+
+        read = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        plain, whole = (read.encode("a", add_special_tokens=special).ids for special in (False, True))
+        return whole[: next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)]
+
+    @cached_property
+    def ends(self) -> set[int]:
+        said = self.config["model"]["eos_token_id"]
+        return {said} if isinstance(said, int) else set(said)
 
 
 def _card(given: Given, config: Any, values: dict) -> Card:

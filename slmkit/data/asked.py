@@ -1,0 +1,153 @@
+"""The questions of a task in its short form: each row's question, right answer and choices, read from any file that training reads.
+
+All rows are read and checked before a model is loaded: a missing column, an empty question, a right answer that no metric could
+compare (no number, no JSON) is told with file and line, the first five of all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmkit.data import containers, conversation, files, metrics, sandbox
+from slmkit.data.faults import Bad, Fault, Record, Tally
+from slmkit.data.read import shown
+from slmkit.data.tables import Cells
+from slmkit.errors import DataError
+from slmkit.steps._step import Given
+from slmkit.steps._task_form import PARSED, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row. user: the text that is asked, or None where `messages` is the conversation so far (with the `tools` on offer)."""
+
+    place: str
+    user: str | None
+    answer: str
+    choices: tuple[str, ...] | None = None
+    messages: tuple[dict, ...] = ()
+    tools: tuple[dict, ...] = ()
+
+
+def questions(given: Given) -> Iterator[Question]:
+    """All questions of a task's data in order. Raises DataError with the first broken rows once all were read."""
+    task: Task = given.columns
+    place = shown(Path(given.path))
+    tally = Tally()
+    for path in files.of(Path(given.path), given.files, task.split, place):
+        name = shown(path)
+        read = _reader(task)
+        for record in containers.records(path):
+            found = _question(record, read, name) if isinstance(record, Record) else record
+            if isinstance(found, Fault):
+                tally.add(found, name)
+                if found.fatal:
+                    break
+            else:
+                tally.good += 1
+                yield found
+    tally.check()
+    if not tally.good:
+        raise DataError([_nothing(task, place)])
+
+
+def labels(task: Task, found: list[Question]) -> list[str] | None:
+    """The answers to choose from where they are the same for every question, in a fixed order."""
+    if task.choices == "labels":
+        return sorted({q.answer for q in found})
+    return list(task.choices) if isinstance(task.choices, list) else None
+
+
+def _nothing(task: Task, place: str):
+    from slmkit.errors import Problem
+
+    return Problem(f"task `{task.name}` has no questions: the file holds no rows", place)
+
+
+def _question(record: Record, read: Callable[[Any, str], Question], name: str) -> Question | Fault:
+    try:
+        if not isinstance(record.value, dict):
+            raise Bad("a row is an object of columns")
+        return read(record.value, f"{name}:{record.number}")
+    except Bad as e:
+        return Fault(str(e), record.number, record.line)
+
+
+def _reader(task: Task) -> Callable[[dict, str], Question]:
+    ask, solve = _field(task.user, "user"), _field(task.answer, "answer")
+    parsed = next((m for m in task.metric if m in PARSED), None)
+
+    def read(row: dict, place: str) -> Question:
+        talk, tools = _talk(task, row) if task.messages else ([], [])
+        answer = solve(row) if solve else conversation_answer(talk)
+        question = Question(
+            place, ask(row) if ask else None, answer.strip(), _choices(task, row), tuple(talk[:-1] if not solve else talk), tuple(tools)
+        )
+        if question.user is not None and not question.user.strip():
+            raise Bad(f"the question (`user: {task.user}`) is empty")
+        if parsed and (why := metrics.unfit(parsed, question.answer)):
+            raise Bad(f"metric {parsed} needs {PARSED[parsed]} as the right answer, {why}: `{question.answer[:60]}`")
+        if question.answer not in (question.choices or (task.choices if isinstance(task.choices, list) else (question.answer,))):
+            raise Bad(f"the right answer `{question.answer[:60]}` is none of the choices ({', '.join(question.choices or task.choices)[:120]})")
+        return question
+
+    return read
+
+
+def conversation_answer(talk: list[dict]) -> str:
+    """The text of the last message, or its calls as JSON."""
+    last = talk[-1]
+    if last.get("tool_calls"):
+        calls = [{"name": c["function"]["name"], "arguments": c["function"]["arguments"]} for c in last["tool_calls"]]
+        return json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+    return last.get("content") or ""
+
+
+def _talk(task: Task, row: dict) -> tuple[list[dict], list[dict]]:
+    if task.messages not in row:
+        raise Bad(_no_field(row, task.messages))
+    talk = conversation.messages(conversation.listed(row[task.messages], task.messages), task.messages)
+    if task.answer is None and talk[-1]["role"] != "assistant":
+        raise Bad(f"`{task.messages}` does not end with an answer; name its column in `answer`")
+    if task.answer is not None and talk[-1]["role"] == "assistant":
+        raise Bad(f"`{task.messages}` ends with an answer, and `answer` names another; leave one out")
+    return talk, conversation.tools(row["tools"]) if row.get("tools") else []
+
+
+def _choices(task: Task, row: dict) -> tuple[str, ...] | None:
+    if isinstance(task.choices, list):
+        return tuple(task.choices) if not task.generated else None
+    if task.choices in (None, "labels"):
+        return None
+    if task.choices not in row:
+        raise Bad(_no_field(row, task.choices))
+    value = conversation.listed(row[task.choices], task.choices) if isinstance(row, Cells) else row[task.choices]
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str) and v.strip() for v in value):
+        raise Bad(f"`{task.choices}` is no list of two texts or more")
+    return tuple(v.strip() for v in value)
+
+
+def _field(said: str | None, key: str) -> Callable[[dict], str] | None:
+    """A function from a row to a text: of a column, or of a template of columns."""
+    if said is None:
+        return None
+    if "{{" not in said and "{%" not in said:
+        return lambda row: _text(row, said)
+    return sandbox.of_columns(said, key)
+
+
+def _text(row: dict, column: str) -> str:
+    if column not in row:
+        raise Bad(_no_field(row, column))
+    value = row[column]
+    if value is None:
+        raise Bad(f"`{column}` is null")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _no_field(row: dict, column: str) -> str:
+    return f"no column `{column}` (found: {', '.join(map(str, row)) or 'nothing'})"

@@ -1,0 +1,127 @@
+"""A model behind an OpenAI-compatible endpoint, such as the teacher that is to be replaced. Its answers go over the same desk and ledger as a
+distill's: what was asked once, by a killed eval or by another recipe, is not paid again.
+
+It answers conversations, and nothing tells how likely it finds a given text: tasks that rank choices are not for it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+
+from slmkit.errors import StepFailed, UsageError
+from slmkit.ml.subjects import talk
+from slmkit.steps._step import Context
+from slmkit.teach import calls, ledger
+from slmkit.teach.budget import Budget, Limits, Prices
+from slmkit.teach.calls import Manners
+from slmkit.teach.desk import Desk
+from slmkit.teach.endpoint import Route
+from slmkit.teach.job import sent
+from slmkit.teach.request import Request
+
+TIMEOUT = 120.0  # seconds for one answer
+MOST_STOPS = 4  # that OpenAI's endpoints take; all are applied here again
+LIKELIHOOD = "`{name}` is an endpoint, and none tells how likely it finds a given text: `{task}` cannot be asked"
+
+
+class Asked(str):
+    """A conversation on its way through lm-eval, as JSON text: {messages, tools}."""
+
+
+class Endpoint(LM):
+    """said: the recipe's block. The counts of what was asked are in `told()`."""
+
+    def __init__(self, ctx: Context, name: str, said: Any, report: Callable[[float, float], None]):
+        super().__init__()
+        self.name, self.said, self.report = name, said, report
+        key = ctx.secret(said.api_key_env) if said.api_key_env else None
+        self.route = Route(said.base_url, key, said.api_key_env, TIMEOUT)
+        account = ctx.state / f"account-{name}"
+        if not account.exists():
+            account.write_text(secrets.token_hex(8))
+        self.book = ledger.Ledger(ledger.file_of(ctx.ledgers, ledger.identity(said.base_url, said.model)), account.read_text())
+        limits = Limits(said.budget.usd, said.budget.tokens, said.budget.requests) if said.budget else Limits()
+        prices = Prices(said.prices.input, said.prices.output, said.prices.cached) if said.prices else None
+        self.started, self.tokens, self.seconds, self.batch_size = time.perf_counter(), 0, 0.0, said.concurrency
+        self.desk = Desk(self.book, Budget(limits, prices, self.book.spent), told=self._told)
+
+    def _told(self, kept: int, tokens: int) -> None:
+        self.tokens += tokens
+        self.report(self.tokens, self.tokens / max(time.perf_counter() - self.started, 1e-9))
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"{self.said.base_url} {self.said.model}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return "" if chat_template else None  # the endpoint's own, which it does not tell
+
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
+        messages, tools = talk.unfolded(chat_history)
+        return Asked(json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, sort_keys=True))
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
+        raise UsageError(
+            LIKELIHOOD.format(name=self.name, task=requests[0].task_name), mend="leave it out, or ask this model for written answers"
+        )
+
+    loglikelihood_rolling = loglikelihood
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        started = time.perf_counter()
+        seen: Counter[str] = Counter()
+        asked = []
+        for context, settings in (request.args for request in requests):  # one that comes again is another sample, where samples differ
+            asked.append(self._request(context, settings, seen[context] if settings.get("do_sample") else 0))
+            seen[context] += 1
+        calls.carry(self.desk, (request for request, _ in asked), self.route, Manners(concurrency=self.said.concurrency))
+        self.seconds += time.perf_counter() - started
+        return [self._answer(*one) for one in asked]
+
+    def _request(self, context: str, settings: dict, sample: int) -> tuple[Request, list[str]]:
+        kwargs = normalize_gen_kwargs(dict(settings), 256)
+        stops = [s for s in handle_stop_sequences(kwargs.pop("until", None), eos=None) if s]
+        talk_ = json.loads(context)
+        messages = [sent(m) for m in talk_["messages"]]
+        body: dict[str, Any] = {"model": self.said.model, "messages": messages, self.said.limit_key: kwargs["max_gen_toks"]}
+        if kwargs.get("do_sample"):
+            body["temperature"] = float(kwargs.get("temperature") or 1.0)
+        elif self.said.temperature is not None:
+            body["temperature"] = self.said.temperature
+        if stops:
+            body["stop"] = stops[:MOST_STOPS]
+        if talk_["tools"]:
+            body["tools"] = talk_["tools"]
+        return Request(body | dict(self.said.extra), sample), stops
+
+    def _answer(self, request: Request, stops: list[str]) -> str:
+        answer = self.book.find(request)
+        if answer is None:
+            why = self.desk.gave_up.get(request.key, "not asked")
+            raise StepFailed(f"{self.name} did not answer a question: {why}", mend="all answers so far are kept: run the same command again")
+        text = answer.text or ""
+        if made := answer.message.get("tool_calls"):
+            text += "".join(f"<tool_call>{json.dumps(_call(c), ensure_ascii=False)}</tool_call>" for c in made)
+        return postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
+
+    def told(self) -> dict[str, Any]:
+        spent = self.desk.budget.spent
+        out: dict[str, Any] = {"requests": spent.requests, "tokens": spent.tokens, "from_ledger": self.desk.hits,
+                               "observed": dict(self.desk.observed.most_common(8))}
+        return out | ({"usd": round(spent.usd, 6)} if self.desk.budget.prices else {})
+
+    def close(self) -> None:
+        self.book.close()
+
+
+def _call(made: dict) -> dict:
+    return {"name": made["function"]["name"], "arguments": made["function"]["arguments"]}
+
