@@ -120,7 +120,7 @@ def _finite(values: Any) -> bool:
 
 
 def recomputed(row: Any, before: tuple, after: tuple) -> Any:
-    """A row (any dataclass with difference, low, high, p, method) of what has no value per question: both statistics on the same resampled questions."""
+    """What has no value per question: both statistics on the same resampled questions. row: a dataclass with difference, low, high, p, method."""
     import numpy as np
 
     width = before[1].features.shape[1]

@@ -103,14 +103,14 @@ def load(folder: Path, model: str, task: str, label: str | None = None) -> Sampl
                 if doc in by_doc:
                     what = f"question {doc} of `{task}` is there twice for {label or model}, so answers cannot be paired"
                     raise StoreError(what, where=f"{path}:{number}", mend=REPEATS)
-                by_doc[doc] = number(row[metric])
+                by_doc[doc] = value_of(row[metric])
     return Samples(label or model, task, path, rows, values)
 
 
-def number(value: Any) -> Any:
+def value_of(value: Any) -> Any:
     """A float where it is one; numpy's numbers were written as text. A list stays one, of such."""
     if isinstance(value, list):
-        return [number(v) for v in value]
+        return [value_of(v) for v in value]
     if isinstance(value, bool | int | float):
         return float(value)
     if value in ("True", "False"):

@@ -1,4 +1,4 @@
-"""The answers of an eval, read as a stream: what stays in memory is numbers, 24 bytes an answer and 8 for each metric, and the few texts that are shown.
+"""The answers of an eval, read as a stream: what stays in memory is numbers, 24 bytes an answer and 8 for each metric, and few texts.
 
 A first pass keeps each answer's number, a hash of its question, its place in the file and its scores; what is to be shown is chosen from
 those, and a second look fetches those lines alone.
@@ -19,7 +19,6 @@ from slmkit.report.facts import Answer, Sample
 FEW = 5_000  # questions up to which values that are no plain numbers are kept, and statistics are resampled
 EACH, MOST = 4, 24  # questions shown for each reason, and in all
 LONGEST = 1_200  # characters of a text that are shown
-WHYS = ("worse than before", "models disagree", "all wrong", "lowest scores")
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Answers:
         self.hashes.append(int(samples.question(row), 16))
         self.places.append(place)
         for key in row.keys() - samples.NOT_METRICS:
-            value, name = samples.number(row[key]), key + suffix
+            value, name = samples.value_of(row[key]), key + suffix
             if isinstance(value, float):
                 column = self.values.setdefault(name, array("d"))
                 column.extend([math.nan] * (at - len(column)))
@@ -114,9 +113,9 @@ def worst(eval_: str, task: str, metric: str, by_model: dict[str, Answers], subj
     with np.errstate(invalid="ignore"):
         ranked = (lost[np.argsort((own - before)[lost], kind="stable")], apart[np.lexsort((-(best - least)[apart], own[apart]))],
                   wrong[np.argsort(own[wrong], kind="stable")])
-    alike = WHYS[2] if len(np.unique(every)) <= 2 else WHYS[3]
+    alike = "the lowest scores" if len(np.unique(every)) > 2 else "all models are wrong" if several else f"`{subject}` is wrong"
     out = []
-    for why, order in zip((WHYS[0], WHYS[1], alike), ranked, strict=True):
+    for why, order in zip((f"`{base}` scores higher than `{subject}`", "models disagree", alike), ranked, strict=True):
         for at in order[: min(EACH, max(0, room - len(out)))]:
             out.append(_sample(eval_, task, metric, why, by_model, int(at)))
     return out

@@ -213,7 +213,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """A question that went wrong, with the answers of all models. why: one of `answers.WHYS`."""
+    """A question that went wrong, with the answers of all models. why: in a few words."""
 
     eval: str
     task: str

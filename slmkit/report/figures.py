@@ -28,7 +28,8 @@ def tradeoffs(models: list[Model], scores: list[Score]) -> list[tuple[str, Marku
     for task in list(dict.fromkeys(s.task for s in main))[:4]:
         rows = {s.model: s for s in main if s.task == task}
         for key, axis in axes.items():
-            points = [(m.label, own.value, rows[m.label], i) for i, m in enumerate(models) for own in m.measures if own.key == key and m.label in rows]
+            scored = [(i, m) for i, m in enumerate(models) if m.label in rows]
+            points = [(m.label, own.value, rows[m.label], i) for i, m in scored for own in m.measures if own.key == key]
             if len(points) > 1 and len(points) <= TOO_MANY:
                 name = next(iter(rows.values())).metric
                 out.append((f"{name} on {task} against {axis.label}", _scatter(f"{task}-{key}", name, axis, points)))
@@ -36,22 +37,25 @@ def tradeoffs(models: list[Model], scores: list[Score]) -> list[tuple[str, Marku
 
 
 def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score, int]]) -> Markup:
+    from matplotlib.ticker import LogLocator
+
     def draw(figure) -> None:
         ax = figure.add_subplot()
         scale = 100 if all(s.share for _, _, s, _ in points) else 1
         for label, x, s, i in points:
             colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
             if s.low is not None:
-                ax.errorbar([x], [scale * s.value], [[scale * max(0.0, s.value - s.low)], [scale * max(0.0, s.high - s.value)]], color=colour, capsize=3,
-                            linewidth=1.3)
+                reach = [[scale * max(0.0, s.value - s.low)], [scale * max(0.0, s.high - s.value)]]
+                ax.errorbar([x], [scale * s.value], reach, color=colour, capsize=3, linewidth=1.3)
             ax.plot([x], [scale * s.value], color=colour, marker=marker, markersize=7, linestyle="none", label=label)
         values = [x for _, x, _, _ in points]
         if min(values) > 0 and max(values) / min(values) > 8:
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 200 else (1,)))
         else:
             ax.set_xlim(0, 1.15 * max(values) or 1)
         ax.xaxis.set_major_formatter(lambda v, _: words.measure(v, axis.unit) if v else "0")
-        ax.xaxis.set_minor_formatter(lambda v, _: "")
+        ax.xaxis.set_minor_formatter(lambda *_: "")
         if scale == 100:
             ax.set_ylim(-4, 104)
         ax.set_ylabel(f"{metric}{' (%)' if scale == 100 else ''}")
@@ -64,6 +68,7 @@ def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score,
 
 def loss(curve: Curve) -> Markup:
     """Training loss, its running mean, validation loss, and the reward where there is one."""
+    from matplotlib.ticker import LogLocator
 
     def draw(figure) -> None:
         ax = figure.add_subplot()
@@ -74,6 +79,8 @@ def loss(curve: Curve) -> Markup:
             ax.plot(*zip(*curve.validation, strict=True), color=SERIES[1], marker="o", markersize=4, linewidth=1.4, label="validation loss")
         if min(values) > 0 and max(values) / min(values) > 20:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_minor_formatter(lambda *_: "")
             ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats a token)")
@@ -88,13 +95,11 @@ def loss(curve: Curve) -> Markup:
     return _svg(f"loss-{curve.step}", draw)
 
 
-def _smooth(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
-    """Exponential mean, corrected at the start."""
-    out, mean, scale = [], 0.0, 0.0
-    for value in values:
-        mean, scale = weight * mean + (1 - weight) * value, weight * scale + (1 - weight)
-        out.append(mean / scale)
-    return out
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Means over a fortieth of the run around each point: it does not lag behind."""
+    reach = max(1, len(values) // 80)
+    around = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in around]
 
 
 def tokens(seen: Xray) -> Markup:

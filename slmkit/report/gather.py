@@ -37,7 +37,10 @@ class _Found:
 
 
 def gather(asked: list[Artifact], find: Callable[[str], Artifact | None], reproduce: bool = False) -> Report:
-    """find: fingerprint → artifact, or None. reproduce: there is a verb of that name to tell of. Raises CheckFailed where an eval's files were altered."""
+    """find: fingerprint → artifact, or None. reproduce: there is a verb of that name to tell of.
+
+    Raises CheckFailed where an eval's files were altered.
+    """
     steps, there, notes = lineage.trace(asked, find)
     evals = [there[s.id] for s in steps if s.type == "scores" and s.id in there]
     found = _Found()
@@ -53,14 +56,11 @@ def gather(asked: list[Artifact], find: Callable[[str], Artifact | None], reprod
     unread = [f"`{s.name}` lacks files that its manifest lists" for s in steps if s.id in there and not there[s.id].present()]
     curves, xrays, certificates = made
     return Report(
-        SCHEMA, slmkit.__version__, _title(asked), tuple(a.path.name for a in asked), tuple(told), tuple([*notes, *unread, *found.notes, *more]),
-        tuple(found.checks), tuple(steps), tuple(found.models), tuple(found.rows), tuple(found.differences), curves, xrays, tuple(teaching), certificates,
-        tuple(found.samples), tuple(_recipes(asked, steps, there, reproduce)),
+        schema=SCHEMA, slmkit=slmkit.__version__, title=" and ".join(f"{a.manifest['recipe']}/{a.name}" for a in asked),
+        refs=tuple(a.path.name for a in asked), headline=tuple(told), notes=(*notes, *unread, *found.notes, *more), checks=tuple(found.checks),
+        steps=tuple(steps), models=tuple(found.models), scores=tuple(found.rows), differences=tuple(found.differences), curves=curves, xrays=xrays,
+        teaching=tuple(teaching), fidelity=certificates, samples=tuple(found.samples), recipes=tuple(_recipes(asked, steps, there, reproduce)),
     )  # fmt: skip
-
-
-def _title(asked: list[Artifact]) -> str:
-    return " and ".join(f"{a.manifest['recipe']}/{a.name}" for a in asked)
 
 
 def _labels(evals: list[Artifact]) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _roles(found: _Found, steps: list[Step]) -> verdict.Roles:
 
 
 def _compare(evals: list[Artifact], names: dict[str, str], found: _Found, roles: verdict.Roles) -> None:
-    """Each eval's models against its first; those of further evals against the one of the same name in the first eval; the subject against its teacher."""
+    """Each eval's models against its first, those of further evals against the same name in the first eval, the subject against its teacher."""
     pairs: list[tuple[str, str]] = []
     for artifact in evals:
         own = [m for m in found.models if m.eval == artifact.path.name]
@@ -172,7 +172,8 @@ def _show(found: _Found, roles: verdict.Roles) -> None:
             own = found.answered[subject, row.task].get(row.metric)
             if own is None or own.twice or row.metric not in own.values:
                 continue
-            beside = {m: a for m in labels if (a := found.answered.get((m, row.task), {}).get(row.metric)) and row.metric in a.values and own.same_questions(a)}
+            theirs = {m: a for m in labels if (a := found.answered.get((m, row.task), {}).get(row.metric)) and row.metric in a.values}
+            beside = {m: a for m, a in theirs.items() if own.same_questions(a)}
             first = base if base in beside else subject
             found.samples += answers.worst(eval_, row.task, row.metric, beside, subject, first, answers.MOST - len(found.samples))
 

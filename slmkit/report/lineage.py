@@ -1,4 +1,4 @@
-"""The chain behind artifacts, drawn in by fingerprints from the store. What is not there any more is said, and what others recorded of it stands for it."""
+"""The chain behind artifacts, drawn in by fingerprints from the store. What is gone is said, and what others recorded of it stands for it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def _gone(steps: dict[str, Step], entry: dict, notes: list[str], by: Artifact) -
     if name not in steps:
         steps[name] = Step(name, entry["name"], kind, entry["type"], True, fingerprint=entry["fingerprint"], digest=entry.get("digest"),
                            bytes=entry.get("bytes"))
-        notes.append(f"`{name}`, of which `{by.name}` was made, is not in the store any more: what came before it, its times and its costs are not known")
+        what = f"`{name}`, of which `{by.name}` was made, is not in the store any more"
+        notes.append(f"{what}: its times, its costs and what came before it are not known")
     return name
 
 

@@ -10,9 +10,6 @@ from markupsafe import Markup
 from slmkit.report import figures, picture, words
 from slmkit.report.facts import Report, Step
 
-SHORT = 12  # hex digits of a hash where a whole one has no room
-SAID = {"all wrong": "All models are wrong", "models disagree": "Models disagree", "lowest scores": "The lowest scores"}
-
 
 def render(report: Report) -> str:
     """The page's text. The same report gives the same bytes."""
@@ -29,7 +26,7 @@ def render(report: Report) -> str:
     }
     return environment.from_string(source).render(
         r=report, name=lambda step: names.get(step, step), words=words, pictures=pictures, table=table(report), origins=origins(report.steps),
-        same=same(report.steps), why=lambda sample: SAID.get(sample.why) or f"Right before, wrong now ({sample.metric} fell)", short=SHORT,
+        same=same(report.steps),
     )  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def down(steps: list[Step]) -> Markup:
         else:
             x = left - LANE * (lanes[a] + 1)
             top, bottom = row[a] * step + TALL * 0.62, row[b] * step + TALL * 0.38
-            lines.append(f"M{left:g} {top:g} H{x + 6:g} Q{x:g} {top:g} {x:g} {top + 6:g} V{bottom - 6:g} Q{x:g} {bottom:g} {x + 6:g} {bottom:g} H{left:g}")
+            corner, back = f"Q{x:g} {top:g} {x:g} {top + 6:g}", f"Q{x:g} {bottom:g} {x + 6:g} {bottom:g}"
+            lines.append(f"M{left:g} {top:g} H{x + 6:g} {corner} V{bottom - 6:g} {back} H{left:g}")
     wide = 336 - left
     drawn = [_rect(b, left, row[b.id] * step, wide) for b in boxes]
     return _svg("down", 336, len(boxes) * step - 22, lines, drawn)
@@ -156,14 +157,15 @@ def down(steps: list[Step]) -> Markup:
 def _rect(box: Box, x: float, y: float, wide: float) -> str:
     title = box.title if len(box.title) <= FITS else box.title[: FITS - 1] + "…"
     texts = [("kind", box.kind), ("title", title), *(("line", line) for line in box.lines[:2])]
-    ys = (16, 33, 48, 61)
-    inner = "".join(f'<text x="{x + 10:g}" y="{y + dy:g}" class="{name}">{escape(words.visible(t))}</text>' for dy, (name, t) in zip(ys, texts, strict=False))
+    placed = zip((16, 33, 48, 61), texts, strict=False)
+    inner = "".join(f'<text x="{x + 10:g}" y="{y + dy:g}" class="{name}">{escape(words.visible(text))}</text>' for dy, (name, text) in placed)
     told = escape(words.visible(f"{box.kind} {box.title}: {', '.join(box.lines)}"))
     return f'<g class="{box.look}"><title>{told}</title><rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{TALL}" rx="8"/>{inner}</g>'
 
 
 def _svg(name: str, wide: float, tall: float, lines: list[str], drawn: list[str]) -> Markup:
-    head = f'<marker id="tip-{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker>'
+    size = 'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+    head = f'<marker id="tip-{name}" {size} orient="auto"><path d="M0 0L8 4L0 8z"/></marker>'
     paths = "".join(f'<path class="arrow" d="{d}" marker-end="url(#tip-{name})"/>' for d in lines)
     return Markup(
         f'<svg class="chain {name}" viewBox="-2 -2 {wide + 4:g} {tall + 4:g}" style="--wide: {wide + 4:g}px" role="img" '

@@ -1,8 +1,8 @@
 """How good, and how sure: two-sided 95 % intervals of every score, and differences of models on the same questions, from streamed answers.
 
-The statistics are those of `slmkit compare` (evidence/paired.py): exact and Tango's for right or wrong, Gaffke's bound for means between 0 and 1, BCa for
-the rest, McNemar's test and sign flips. Beyond FEW questions nothing is resampled: a mean's normal interval is as good there, and a million answers
-take no longer to judge than to read.
+The statistics are those of `slmkit compare` (evidence/paired.py): exact and Tango's for right or wrong, Gaffke's bound for means between 0 and 1,
+BCa for the rest, McNemar's test and sign flips. Beyond FEW questions nothing is resampled: a mean's normal interval is as good there, and a
+million answers take no longer to judge than to read.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def differences(pairs: list[tuple[str, str, str]], scores: dict, found: dict, sh
                 notes.append(f"`{before}` and `{after}` were not asked the same questions of `{task}`, so they are not held against each other")
                 break
             errors = tuple(s.get(f"{metric}_stderr") for s in (a, b))
-            row = Difference(before, after, task, metric, round(float(b[metric]) - float(a[metric]), 12), None, None, None, None, None, None, None, "",
-                             metric in shares)
+            off = round(float(b[metric]) - float(a[metric]), 12)
+            row = Difference(before, after, task, metric, off, None, None, None, None, None, None, None, "", metric in shares)
             rows.append(_judged(row, float(a[metric]), float(b[metric]), one, two, errors))
     known = [i for i, row in enumerate(rows) if row.p is not None]
     for i, p in zip(known, intervals.holm([rows[i].p for i in known]), strict=True):

@@ -1,5 +1,7 @@
-"""What steps left behind of their work: the course of a training, its data's x-ray, a teacher's bill, certificates. Read with suspicion: what cannot be
-read is left out, with a note."""
+"""What steps left behind of their work: the course of a training, its data's x-ray, a teacher's bill, certificates.
+
+Read with suspicion: what cannot be read is left out, with a note.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ CERTIFIED = ("probes", "source", "mean_kl", "p99_kl", "top1", "perplexity_before
 
 
 def curve(artifact: Artifact) -> Curve | None:
-    """Losses by step from the attempts' events: an attempt that went on from a checkpoint overwrites what came after it. None where there are none."""
+    """Losses by step from the attempts' events; an attempt that went on from a checkpoint overwrites what came after it."""
     loss: dict[int, float] = {}
     held_out: dict[int, float] = {}
     reward: dict[int, float] = {}
@@ -76,9 +78,10 @@ def teaching(artifact: Artifact) -> Teaching:
     given = next((i["uri"] for i in m["inputs"] if i["role"] == "teacher"), None)
     asked = config.get("teacher")
     name = given or (asked.get("model") if isinstance(asked, dict) else None) or "a teacher that is not recorded"
-    keys = ("requests", "answered", "from_ledger", "rows")
-    return Teaching(artifact.path.name, str(name), str(config.get("mode", "")), *(result.get(k) for k in keys), dict(result.get("dropped") or {}),
-                    dict(result.get("failures") or {}), result.get("tokens", cost.get("tokens")), result.get("usd", cost.get("usd")), m["run"].get("seconds"))
+    counts = (result.get(k) for k in ("requests", "answered", "from_ledger", "rows"))
+    lost = (dict(result.get(k) or {}) for k in ("dropped", "failures"))
+    spent = (result.get(k, cost.get(k)) for k in ("tokens", "usd"))
+    return Teaching(artifact.path.name, str(name), str(config.get("mode", "")), *counts, *lost, *spent, m["run"].get("seconds"))
 
 
 def fidelity(artifact: Artifact) -> tuple[Fidelity | None, str | None]:

@@ -1,4 +1,4 @@
-"""The verdict in a few sentences: what was asked, how good it is, and what it costs. Only from figures that exist; a sentence without its figure is not said."""
+"""The verdict in a few sentences: what was asked, how good it is, and what it costs. A sentence whose figure does not exist is not said."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _against(models: list[Model], roles: Roles, scores: list[Score], differences
     mine, its = ({m.key: m for m in next((x.measures for x in models if x.label == label), ())} for label in (subject, other))
     names = {"size": "the size", "tokens_per_second": "the tokens/s", "usd_per_million": "the cost of a token"}
     told += [f"{words.times(mine[k].value, its[k].value)} {names[k]}" for k in names if k in mine and k in its and its[k].value]
-    return [f"Against {'its teacher ' if teacher else ''}`{other}`: {', '.join(told)}."] if told else []
+    return [f"Against {'its teacher, ' if teacher else ''}`{other}`: {', '.join(told)}."] if told else []
 
 
 def _checks(checks: list[Check]) -> list[str]:
