@@ -61,11 +61,11 @@ class Browser:
         self.process.stderr.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def look(self, page: Path, wide: int, dark: bool = False, printed: bool = False) -> Look:
-        """Open a file at a width in CSS pixels."""
-        return asyncio.run(asyncio.wait_for(self._look(page.resolve().as_uri(), wide, dark, printed), 60))
+    def look(self, page: Path, wide: int, dark: bool = False, paper: bool = False) -> Look:
+        """Open a file at a width in CSS pixels. paper: as it is printed, and as a PDF too."""
+        return asyncio.run(asyncio.wait_for(self._look(page.resolve().as_uri(), wide, dark, paper), 60))
 
-    async def _look(self, url: str, wide: int, dark: bool, printed: bool) -> Look:
+    async def _look(self, url: str, wide: int, dark: bool, paper: bool) -> Look:
         async with aiohttp.ClientSession() as session:
             async with session.put(f"http://{self.address}/json/new?about:blank") as answer:
                 target = await answer.json(content_type=None)
@@ -75,13 +75,13 @@ class Browser:
                     await talk(f"{domain}.enable")
                 await talk("Emulation.setDeviceMetricsOverride", width=wide, height=900, deviceScaleFactor=1, mobile=wide < 600)
                 scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-                await talk("Emulation.setEmulatedMedia", features=[scheme])
+                await talk("Emulation.setEmulatedMedia", media="print" if paper else "", features=[scheme])
                 await talk("Page.navigate", url=url)
                 await talk.until("Page.loadEventFired")
                 found = Look(json.loads((await talk("Runtime.evaluate", expression=SEEN))["result"]["value"]))
                 shot = await talk("Page.captureScreenshot", captureBeyondViewport=True)
                 found.picture = base64.b64decode(shot["data"])
-                if printed:
+                if paper:
                     found.printed = base64.b64decode((await talk("Page.printToPDF", printBackground=True))["data"])
                 found.errors, found.loaded = _told(talk.events, url)
             async with session.get(f"http://{self.address}/json/close/{target['id']}"):
