@@ -1,4 +1,4 @@
-"""The quickstart's end: a report, and a table of what the base could do, what the teacher can, what the student learned, and what INT4 keeps of it."""
+"""The quickstart's end: a report, and a table of what the base could do, what the teacher can, what the student learned, and what INT4 keeps."""
 
 from __future__ import annotations
 

@@ -131,18 +131,17 @@ def _mark(artifact: Artifact, own: str, found: _Found) -> None:
 
 
 def _roles(found: _Found, steps: list[Step]) -> verdict.Roles:
-    """Labels of the model that is spoken of (the last that a step made and that is no teacher), of the one before (the first), of its teacher."""
+    """Of the first eval: the model that is spoken of is the last that a step made and that is no teacher, the one before it is the first."""
     if not found.models:
-        return None, None, None
+        return verdict.Roles()
+    first = [m for m in found.models if m.eval == found.models[0].eval]
     digests = {i.digest or i.uri for s in steps if s.kind == "distill" for i in s.inputs if i.role == "teacher"}
     given = {(s.id, i.name): i.digest or i.uri for s in steps for i in s.inputs if i.role == "models"}
-    teachers = [m.label for m in found.models if given.get((m.eval, m.name)) in digests]
-    others = [m for m in found.models if m.label not in teachers] or found.models
-    made = [m for m in others if m.step] or others
-    subject = made[-1]
-    base = next(m for m in found.models if m.eval == subject.eval)
-    teacher = next((t for t in teachers if t != subject.label), None)
-    return subject.label, base.label, teacher if teacher != base.label else None
+    teachers = [m for m in first if given.get((m.eval, m.name)) in digests]
+    pupils = [m for m in first if m not in teachers] or first
+    subject = ([m for m in pupils if m.step] or pupils)[-1]
+    teacher = next((t.label for t in teachers if t not in (subject, first[0])), None)
+    return verdict.Roles(subject.label, first[0].label, teacher, tuple(m.label for m in found.models if m.name == subject.name and m not in first))
 
 
 def _compare(evals: list[Artifact], names: dict[str, str], found: _Found, roles: verdict.Roles) -> None:
@@ -153,9 +152,8 @@ def _compare(evals: list[Artifact], names: dict[str, str], found: _Found, roles:
         pairs += [(own[0].label, m.label) for m in own[1:]]
         if artifact is not evals[0]:
             pairs += [(x.label, m.label) for m in own for x in found.models if x.eval == evals[0].path.name and x.name == m.name]
-    subject, _, teacher = roles
-    if teacher:
-        pairs.append((teacher, subject))
+    if roles.teacher:
+        pairs.append((roles.teacher, roles.subject))
     shares = {r.metric for r in found.rows if r.share} - {r.metric for r in found.rows if not r.share}
     triples = [(a, b, task) for a, b in dict.fromkeys(pairs) for task in found.scores[a] if task in found.scores[b]]
     found.differences, notes = quality.differences(triples, found.scores, found.answered, shares)
@@ -166,8 +164,8 @@ def _show(found: _Found, roles: verdict.Roles) -> None:
     """The worst answers, of each eval's tasks, as long as there is room."""
     for eval_ in dict.fromkeys(m.eval for m in found.models):
         labels = [m.label for m in found.models if m.eval == eval_]
-        subject = roles[0] if roles[0] in labels else labels[-1]
-        base = roles[1] if roles[1] in labels else labels[0]
+        subject = roles.subject if roles.subject in labels else labels[-1]
+        base = labels[0]
         for row in [r for r in found.rows if r.eval == eval_ and r.model == subject and r.main]:
             own = found.answered[subject, row.task].get(row.metric)
             if own is None or own.twice or row.metric not in own.values:

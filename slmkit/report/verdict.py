@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from slmkit.report import words
 from slmkit.report.facts import Check, Difference, Model, Score, Step, Teaching
 
-Roles = tuple[str | None, str | None, str | None]  # labels of the model that is spoken of, of the one it started from, of the teacher
+TASKS = 4  # that the verdict speaks of
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Labels of the model that is spoken of, of the one it started from, of its teacher, and of those of its name in other evals."""
+
+    subject: str | None = None
+    base: str | None = None
+    teacher: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def headline(
@@ -35,7 +47,8 @@ def _asked(steps: list[Step], scores: list[Score], teaching: list[Teaching]) -> 
             parts.append(f"`{_name(source.get('model'))}` exported to {kind}")
     tasks = list(dict.fromkeys(s.task for s in scores))
     if tasks:
-        parts.append("scored on " + ", ".join(f"`{t}`" for t in tasks[:4]) + (f" and {len(tasks) - 4} more tasks" if len(tasks) > 4 else ""))
+        more = f" and {len(tasks) - TASKS} more tasks" if len(tasks) > TASKS else ""
+        parts.append("scored on " + ", ".join(f"`{t}`" for t in tasks[:TASKS]) + more)
     return [f"Asked: {'; '.join(parts)}."] if parts else []
 
 
@@ -44,47 +57,49 @@ def _name(given) -> str:
 
 
 def _good(roles: Roles, scores: list[Score], differences: list[Difference]) -> list[str]:
-    subject, base, _ = roles
     out = []
-    for own in [s for s in scores if s.model == subject and s.main][:4]:
+    for own in [s for s in scores if s.model == roles.subject and s.main][:TASKS]:
         sure = f" (95 % interval {words.span(own.low, own.high, own.share)}" if own.low is not None else ""
         asked = f"{words.count(own.questions)} questions" if own.questions else ""
         inside = f"{sure}{', ' if asked else ''}{asked})" if sure else f" ({asked})" if asked else ""
         text = f"`{own.model}` reaches {words.score(own.value, own.share)} {own.metric} on `{own.task}`{inside}"
-        other = next((s for s in scores if (s.model, s.task, s.metric) == (base, own.task, own.metric)), None) if base != subject else None
+        other = _score(scores, roles.base, own) if roles.base != own.model else None
         if other is not None:
-            text += f"; `{other.model}` has {words.score(other.value, other.share)}" + _difference(differences, other, own)
+            text += f"; `{other.model}` has {words.score(other.value, other.share)}, a difference of {_difference(differences, other, own)}"
         out.append(text + ".")
     return out
 
 
+def _score(scores: list[Score], model: str | None, like: Score) -> Score | None:
+    return next((s for s in scores if (s.model, s.task, s.metric) == (model, like.task, like.metric)), None)
+
+
 def _difference(differences: list[Difference], before: Score, after: Score) -> str:
-    row = next((d for d in differences if (d.before, d.after, d.task, d.metric) == (before.model, after.model, after.task, after.metric)), None)
-    if row is None or row.low is None:
-        return ""
-    unit = " points" if row.share else ""
-    return f", a difference of {words.points(row.difference, row.share)}{unit} ({words.points_span(row.low, row.high, row.share)})"
+    """after - before, with its interval where the two were paired, in whichever direction."""
+    unit = " points" if after.share else ""
+    told = words.points(after.value - before.value, after.share) + unit
+    for d in differences:
+        if (d.task, d.metric) != (after.task, after.metric) or d.low is None or {d.before, d.after} != {before.model, after.model}:
+            continue
+        low, high = (d.low, d.high) if d.before == before.model else (-d.high, -d.low)
+        return f"{told} ({words.points_span(low, high, after.share)})"
+    return told
 
 
 def _against(models: list[Model], roles: Roles, scores: list[Score], differences: list[Difference]) -> list[str]:
-    """The subject beside its teacher, or else beside what it started from: quality (of the teacher), size, speed, cost."""
-    subject, base, teacher = roles
-    other = teacher or base
-    if subject is None or other is None or other == subject:
-        return []
-    told = []
-    if teacher:
-        for own in [s for s in scores if s.model == subject and s.main][:4]:
-            theirs = next((s for s in scores if (s.model, s.task, s.metric) == (teacher, own.task, own.metric)), None)
-            if theirs is not None:
-                off, unit = words.points(own.value - theirs.value, own.share), " points" if own.share else ""
-                row = next((d for d in differences if (d.before, d.after, d.task, d.metric) == (teacher, subject, own.task, own.metric)), None)
-                sure = f" ({words.points_span(row.low, row.high, row.share)})" if row and row.low is not None else ""
-                told.append(f"{off}{unit}{sure} {own.metric} on `{own.task}`")
-    mine, its = ({m.key: m for m in next((x.measures for x in models if x.label == label), ())} for label in (subject, other))
+    """The subject beside its teacher (or else what it started from), and beside those of its name in other evals: quality, size, speed, cost."""
+    beside = [x for x in (roles.teacher or roles.base, *roles.others) if x not in (None, roles.subject)]
     names = {"size": "the size", "tokens_per_second": "the tokens/s", "usd_per_million": "the cost of a token"}
-    told += [f"{words.times(mine[k].value, its[k].value)} {names[k]}" for k in names if k in mine and k in its and its[k].value]
-    return [f"Against {'its teacher, ' if teacher else ''}`{other}`: {', '.join(told)}."] if told else []
+    out = []
+    for other in beside:
+        told = []
+        for own in [s for s in scores if s.model == roles.subject and s.main][:TASKS] if other != roles.base else ():
+            theirs = _score(scores, other, own)
+            told += [f"{_difference(differences, theirs, own)} {own.metric} on `{own.task}`"] if theirs else []
+        mine, its = ({m.key: m for m in next((x.measures for x in models if x.label == label), ())} for label in (roles.subject, other))
+        told += [f"{words.times(mine[k].value, its[k].value)} {names[k]}" for k in names if k in mine and k in its and its[k].value]
+        out += [f"Against {'its teacher, ' if other == roles.teacher else ''}`{other}`: {', '.join(told)}."] if told else []
+    return out
 
 
 def _checks(checks: list[Check]) -> list[str]:

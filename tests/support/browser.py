@@ -15,11 +15,12 @@ from pathlib import Path
 import aiohttp
 
 PROGRAM = next((p for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable") if (p := shutil.which(name))), None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--remote-debugging-port=0")  # fmt: skip
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--remote-debugging-port=0")  # fmt: skip
 SEEN = """(() => {
   const wide = document.documentElement.clientWidth;
-  const out = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg') && e.getBoundingClientRect().right > wide + 1);
+  const own = [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg'));
+  const out = own.filter(e => e.getBoundingClientRect().right > wide + 1);
   return JSON.stringify({
     title: document.title, text: document.body.innerText, headings: [...document.querySelectorAll('h1, h2')].map(e => e.textContent),
     scroll: document.documentElement.scrollWidth, client: wide, outside: out.map(e => e.outerHTML.slice(0, 120)),
