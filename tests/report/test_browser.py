@@ -17,12 +17,12 @@ from tests.support.browser import Browser
 from tests.support.chains import build, finder
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="no chromium or google-chrome on PATH")
-HOSTILE = {
-    0: "<script>window.touched = 'script'</script>", 1: "</pre><img src=x onerror=\"window.touched = 'img'\">", 2: "x" * 100_000,
-    3: "\u202etxt.exe\u2066 \u200f \x1b[31m \ud800", 4: "{{ 7 * 7 }} `code` ``` @someone | <!-- -->", 5: "]]></style><style>body { display: none }",
-    6: "<svg onload=\"window.touched = 'svg'\">", 7: "javascript:window.touched='url'", 8: "مرحبا بالعالم", 9: "&lt;b&gt; &#60;script&#62;",
-}  # fmt: skip
-NAME = "t<b>$\\frac{x$&\"'"
+HOSTILE = (
+    "<script>window.touched = 'script'</script>", "</pre><img src=x onerror=\"window.touched = 'img'\">", "x" * 100_000, "\n```\n# out <b>of</b> it",
+    "\u202etxt.exe\u2066 \u200f \x1b[31m \ud800", "{{ 7 * 7 }} `code` @someone | <!-- -->", "]]></style><style>body { display: none }",
+    "<svg onload=\"window.touched = 'svg'\">", "javascript:window.touched='url'", "مرحبا بالعالم", "&lt;b&gt; &#60;script&#62;",
+)  # fmt: skip
+NAME, METRIC = "t<b>$\\frac{x$&\"'", "m<i>$\\frac{x$"
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,17 @@ def hostile(tmp_path_factory) -> Store:
     store = Store(tmp_path_factory.mktemp("bad") / "artifacts")
 
     def spoil(out: Path) -> None:
-        for file in (out / "samples").rglob("*.jsonl"):
+        for shift, file in enumerate(sorted((out / "samples").rglob("*.jsonl"))):
             rows = [json.loads(line) for line in file.read_text().splitlines()]
             for row in rows:
-                text = HOSTILE.get(row["doc_id"], "fine")
-                row |= {"filtered_resps": [text], "prompt": text, "target": text}
-            body = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            file.write_bytes(body.replace(b"fine", b"\xff\xfe fine", 3))
+                told, asked, right = (HOSTILE[(row["doc_id"] + by) % len(HOSTILE)] for by in (3 * shift, 0, 1))
+                row |= {"filtered_resps": [told], "prompt": asked, "target": right}
+            file.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode().replace(b"javascript", b"\xff\xfe javascript"))
 
     models = {m: {NAME: v["notes"]} for m, v in chains.questions(12).items()}
     for m in models:
-        models[m][NAME] = {"exact_match": [0.0] * 10 + [1.0] * 2}
-    models["int4"][NAME]["exact_match"] = [0.0] * 12
+        models[m][NAME] = {METRIC: [0.0] * 10 + [1.0] * 2}
+    models["int4"][NAME][METRIC] = [0.0] * 12
     build(store, models, spoil=spoil)
     return store
 
@@ -87,7 +86,9 @@ def test_answers_can_do_nothing(open_browser, hostile, tmp_path):
     write(file, render(hostile.root, ["shop/score"], "html"))
     look = open_browser.look(file, 390)
     assert look.seen["touched"] == "undefined" and look.seen["scripts"] == 0 and look.errors == [] and look.loaded == []
-    assert "<script>window.touched = 'script'</script>" in look.seen["text"] and NAME in look.seen["text"]
+    changed = ("\ufffd\ufffd javascript", "\\u202etxt.exe\\u2066 \\u200f \\x1b[31m \\ud800")
+    for text in (*HOSTILE[:2], *HOSTILE[5:8], *HOSTILE[9:], NAME, METRIC, *changed):
+        assert text in look.seen["text"]
     assert look.seen["scroll"] <= 390 and look.seen["outside"] == [] and file.stat().st_size < 400_000
     assert "\u202e" not in look.seen["text"] and "characters" in look.seen["text"]
 

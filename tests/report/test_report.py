@@ -64,7 +64,11 @@ def test_the_chain_is_drawn_in(whole):
     assert whole.recipes[0].commands == ("slmkit run recipe.yaml score", *(f"slmkit verify {s.id}" for s in whole.steps))
     assert whole.notes == ()
     assert whole.curves[0].loss[0] == (1, 3.1) and whole.curves[0].validation == ((30, 0.4), (60, 0.3)) and len(whole.fidelity) == 2
-    assert whole.xrays[0].findings == (("warning", "copies of another row: 3 rows"),) and ("leaks", "0 of 40 questions of notes") in whole.xrays[0].lines
+    seen = whole.xrays[0]
+    assert seen.findings == (("warning", "copies of another row: 3 rows"),) and ("leaks", "0 of 40 questions of notes") in seen.lines
+    boxes, arrows = page.picture.graph(list(whole.steps))
+    ids = {s.name: s.id for s in whole.steps}
+    assert len(boxes) == 8 and (ids["sft"], ids["tuned"]) in arrows and (ids["teach"], ids["tuned"]) not in arrows
     told = " ".join(whole.headline)
     assert "`demo:student` trained by qlora (sft) on `teach`, written by `demo:teacher`" in told and "`int4` reaches" in told
     assert "Against its teacher, `teacher`" in told and "0.11 × the size" in told and "The bound of the recipe holds." in told
@@ -128,7 +132,8 @@ def test_intervals_and_differences_are_those_of_compare(shop, whole):
     assert len(rows) == 6 and len(mine) == 8
     for r in rows:
         d = mine[r.before, r.after, r.metric]
-        assert (d.difference, d.low, d.high, d.p, d.up, d.down, d.questions, d.method) == (r.difference, r.low, r.high, r.p, r.up, r.down, 40, r.method)
+        theirs = (r.difference, r.low, r.high, r.p, r.up, r.down, 40, r.method)
+        assert (d.difference, d.low, d.high, d.p, d.up, d.down, d.questions, d.method) == theirs
     assert {(d.before, d.after) for d in whole.differences} >= {("teacher", "int4")} and all(d.corrected >= d.p for d in whole.differences)
     assert all(s.low <= s.value <= s.high for s in whole.scores) and {s.method for s in whole.scores} == {"exact", "Gaffke's bound"}
     assert {s.metric for s in whole.scores if s.main} == {"exact_match"}
@@ -236,6 +241,23 @@ def test_other_questions_are_not_held_against_each_other(tmp_path):
     told = gather([store.resolve("shop/score"), store.resolve("other/score")], finder(store))
     assert len([n for n in told.notes if "were not asked the same questions of `notes`" in n]) == 4
     assert not any(d.before.startswith("shop") and d.after.startswith("other") for d in told.differences)
+
+
+def test_answers_that_cannot_be_read_are_left_out_with_a_note(tmp_path):
+    def spoil(out: Path) -> None:
+        file = out / "samples/tuned/notes.jsonl"
+        file.write_text("\n".join(["{torn", "[]", *file.read_text().splitlines()[2:]]) + "\n")
+        twice = out / "samples/base/notes.jsonl"
+        twice.write_text(twice.read_text() + twice.read_text().splitlines()[0] + "\n")
+
+    store = Store(tmp_path / "s")
+    build(store, spoil=spoil)
+    told = gather([store.resolve("shop/score")], finder(store))
+    assert any(n.startswith("`notes` was asked several times of `base`") for n in told.notes)
+    assert any(n.startswith("2 answers of `tuned` to `notes` cannot be read") for n in told.notes)
+    assert {a.model for s in told.samples for a in s.answers} == {"teacher", "int4"}
+    assert {d.method for d in told.differences if "base" in (d.before, d.after)} == {"no samples and no standard error to judge it on"}
+    page.render(told)
 
 
 def test_a_cost_that_was_recorded_is_a_column_and_a_picture(tmp_path, text):
