@@ -4,6 +4,7 @@ unique to a figure, and the same numbers give the same bytes."""
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ SERIES = tuple(f"#0a0b{i:02x}" for i in range(1, 9))
 MARKERS = "osD^vPX*"
 THEME = {INK: "var(--ink)", DIM: "var(--dim)", LINE: "var(--line)", **{c: f"var(--s{i})" for i, c in enumerate(SERIES, 1)}}
 SIZE = (4.6, 3.1)  # inches: small, so that text is readable at a phone's width
+HEIGHT = 0.19  # inches of a line of the legend
+LEGEND, LABEL = 52, 40  # characters: in a line of the legend, in a label
 TOO_MANY = 24  # models in one picture
 
 
@@ -39,6 +42,8 @@ def tradeoffs(models: list[Model], scores: list[Score]) -> list[tuple[str, Marku
 def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score, int]]) -> Markup:
     from matplotlib.ticker import LogLocator
 
+    columns = max(1, min(4, len(points), LEGEND // (4 + min(LABEL, max(len(label) for label, *_ in points)))))
+
     def draw(figure) -> None:
         ax = figure.add_subplot()
         scale = 100 if all(s.share for _, _, s, _ in points) else 1
@@ -47,7 +52,7 @@ def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score,
             if s.low is not None:
                 reach = [[scale * max(0.0, s.value - s.low)], [scale * max(0.0, s.high - s.value)]]
                 ax.errorbar([x], [scale * s.value], reach, color=colour, capsize=3, linewidth=1.3)
-            ax.plot([x], [scale * s.value], color=colour, marker=marker, markersize=7, linestyle="none", label=label)
+            ax.plot([x], [scale * s.value], color=colour, marker=marker, markersize=7, linestyle="none", label=_short(label))
         values = [x for _, x, _, _ in points]
         if min(values) > 0 and max(values) / min(values) > 8:
             ax.set_xscale("log")
@@ -60,10 +65,10 @@ def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score,
             ax.set_ylim(-4, 104)
         ax.set_ylabel(f"{metric}{' (%)' if scale == 100 else ''}")
         ax.set_xlabel(f"{axis.label} ({'less' if axis.lower_is_better else 'more'} is better)")
-        figure.legend(loc="outside upper center", ncols=min(4, len(points)), frameon=False, handletextpad=0.1, columnspacing=1.0)
+        figure.legend(loc="outside upper center", ncols=columns, frameon=False, handletextpad=0.1, columnspacing=1.0)
         _plain(ax)
 
-    return _svg(name, draw)
+    return _svg(name, draw, math.ceil(len(points) / columns))
 
 
 def loss(curve: Curve) -> Markup:
@@ -127,7 +132,13 @@ def _plain(ax) -> None:
         spine.set_color(DIM)
 
 
-def _svg(name: str, draw: Callable) -> Markup:
+def _short(label: str) -> str:
+    text = words.visible(label)
+    return text if len(text) <= LABEL else f"{text[: LABEL // 2]}…{text[-LABEL // 2 + 1 :]}"
+
+
+def _svg(name: str, draw: Callable, told: int = 1) -> Markup:
+    """told: lines of the legend, for which the figure grows."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -135,7 +146,7 @@ def _svg(name: str, draw: Callable) -> Markup:
     settings = {"svg.hashsalt": name, "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.unicode_minus": True, "text.color": INK,
                 "axes.labelcolor": INK, "xtick.color": DIM, "ytick.color": DIM, "axes.edgecolor": DIM, "font.family": "DejaVu Sans"}  # fmt: skip
     with rc_context(settings):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], SIZE[1] + HEIGHT * (told - 1)), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
         file = io.StringIO()

@@ -42,18 +42,18 @@ def graph(steps: list[Step]) -> tuple[list[Box], list[tuple[str, str]]]:
             if source not in boxes and not given.step:
                 boxes[source] = Box(source, given.type, given.uri, (words.size(given.bytes),) if given.bytes else (), "source")
             arrows.append((source, step.id))
-        boxes[step.id] = _box(step)
+        boxes[step.id] = _box(step, f" · {step.recipe}" if len({s.recipe for s in steps if s.recipe}) > 1 and step.recipe else "")
     return list(boxes.values()), [a for a in dict.fromkeys(arrows) if a[0] in boxes]
 
 
-def _box(step: Step) -> Box:
+def _box(step: Step, of: str) -> Box:
     if step.gone:
-        return Box(step.id, step.kind, step.name, ("not in the store any more",), "gone")
+        return Box(step.id, step.kind, step.name, ("gone from the store",), "gone")
     took = [words.seconds(step.seconds)] if step.seconds is not None else []
     took += [words.size(step.bytes)] if step.bytes is not None else []
     spent = [f"{words.count(step.tokens)} tokens"] if step.tokens is not None else []
     spent += [words.usd(step.usd)] if step.usd is not None else []
-    return Box(step.id, step.kind, step.name, tuple(" · ".join(line) for line in (took, spent) if line), "step")
+    return Box(step.id, step.kind + of, step.name, tuple(" · ".join(line) for line in (took, spent) if line), "step")
 
 
 def across(steps: list[Step]) -> Markup:

@@ -49,7 +49,7 @@ def _asked(steps: list[Step], scores: list[Score], teaching: list[Teaching]) -> 
     if tasks:
         more = f" and {len(tasks) - TASKS} more tasks" if len(tasks) > TASKS else ""
         parts.append("scored on " + ", ".join(f"`{t}`" for t in tasks[:TASKS]) + more)
-    return [f"Asked: {'; '.join(parts)}."] if parts else []
+    return [f"Asked: {'; '.join(dict.fromkeys(parts))}."] if parts else []
 
 
 def _name(given) -> str:
@@ -107,8 +107,8 @@ def _checks(checks: list[Check]) -> list[str]:
         return []
     broken = [c for c in checks if not c.ok]
     if not broken:
-        return ["The bound of the recipe holds." if len(checks) == 1 else f"All {len(checks)} bounds of the recipe hold."]
-    return [f"{len(broken)} of {len(checks)} bounds of the recipe {'does' if len(broken) == 1 else 'do'} not hold."]
+        return ["The one bound that was set holds." if len(checks) == 1 else f"All {len(checks)} bounds that were set hold."]
+    return [f"{len(broken)} of {len(checks)} bounds that were set {'does' if len(broken) == 1 else 'do'} not hold."]
 
 
 def _cost(steps: list[Step], teaching: list[Teaching]) -> list[str]:
@@ -120,4 +120,4 @@ def _cost(steps: list[Step], teaching: list[Teaching]) -> list[str]:
     dollars = [t.usd for t in teaching if t.usd is not None]
     parts += [f"{words.count(sum(tokens))} tokens of the teacher" + (f" for {words.usd(sum(dollars))}" if dollars else "")] if tokens else []
     gone = sum(s.gone for s in steps)
-    return [f"The chain took {' and '.join(parts)}" + (f", without {gone} steps that are gone" if gone else "") + "."]
+    return [f"The chain took {' and '.join(parts)}" + (f", without what is gone ({gone} of {len(steps)} steps)" if gone else "") + "."]

@@ -66,10 +66,10 @@ def rate(value: float | None) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Cents where it is dollars, three digits below."""
+    """To the cent, and below ten cents to two digits."""
     if value is None:
         return UNKNOWN
-    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.3g}" if value >= 1e-4 else f"${value:.1e}"
+    return f"${value:,.2f}" if value >= 0.095 or value == 0 else f"${value:.2g}" if value >= 1e-4 else f"${value:.1e}"
 
 
 def measure(value: float | None, unit: str) -> str:

@@ -66,7 +66,7 @@ def hostile(tmp_path_factory) -> Store:
 def test_it_renders_and_fits(open_browser, good, wide, dark, shown):
     look = open_browser.look(good, wide, dark)
     assert look.errors == [] and look.loaded == []
-    assert look.seen["headings"][:4] == ["shop/score", "The chain", "Bounds of the recipe", "Quality, size, speed and cost"]
+    assert look.seen["headings"][:4] == ["shop/score", "The chain", "Bounds", "Quality, size, speed and cost"]
     assert "Lineage" in look.seen["headings"] and "How to do it again" in look.seen["headings"]
     assert look.seen["scroll"] <= look.seen["client"] == wide and look.seen["outside"] == []
     assert look.seen["shown"] == [shown] and look.seen["pictures"] == 6 and look.seen["small"] >= 9

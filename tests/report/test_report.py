@@ -71,7 +71,7 @@ def test_the_chain_is_drawn_in(whole):
     assert len(boxes) == 8 and (ids["sft"], ids["tuned"]) in arrows and (ids["teach"], ids["tuned"]) not in arrows
     told = " ".join(whole.headline)
     assert "`demo:student` trained by qlora (sft) on `teach`, written by `demo:teacher`" in told and "`int4` reaches" in told
-    assert "Against its teacher, `teacher`" in told and "0.11 × the size" in told and "The bound of the recipe holds." in told
+    assert "Against its teacher, `teacher`" in told and "0.11 × the size" in told and "The one bound that was set holds." in told
     assert "98,765 tokens of the teacher for $1.75" in told
 
 
@@ -213,7 +213,7 @@ def test_a_gone_upstream_is_said_and_the_rest_goes_on(shop, tmp_path):
     assert (step.id, step.name, step.kind, step.seconds) == (gone.name, "sft", "train", None) and step.digest
     assert f"`{gone.name}`, of which `tuned` was made, is not in the store any more" in told.notes[0]
     text = page.render(told)
-    assert "not in the store any more" in text and "without 1 steps that are gone" in told.headline[-1] and 'class="gone"' in text
+    assert "not in the store any more" in text and "without what is gone (1 of 5 steps)" in told.headline[-1] and 'class="gone"' in text
     teach = store.resolve("shop/teach").path / ".slmkit/manifest.json"
     body = json.loads(teach.read_text())
     body["outputs"]["digest"] = "0" * 64
@@ -322,5 +322,5 @@ def test_altered_answers_are_not_reported(shop, tmp_path):
 def test_numbers_are_written_one_way():
     assert [words.size(v) for v in (999, 1_972_448, 5e9)] == ["999 bytes", "1.97 MB", "5 GB"]
     assert [words.seconds(v) for v in (0.04, 59.9, 59.96, 76.66, 3725)] == ["0.0 s", "59.9 s", "1 min 00 s", "1 min 17 s", "1 h 02 min"]
-    assert [words.usd(v) for v in (0, 0.0123, 1234.5)] == ["$0.00", "$0.0123", "$1,234.50"] and words.points(-0.035, True) == "\u22123.5"
+    assert [words.usd(v) for v in (0, 0.0123, 0.2, 1234.5)] == ["$0.00", "$0.012", "$0.20", "$1,234.50"] and words.points(-0.035, True) == "\u22123.5"
     assert words.visible("a\u202eb\x1b\ud800\n") == "a\\u202eb\\x1b\\ud800\n" and page._seen(Markup("<b>")) == "<b>"
