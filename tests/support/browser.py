@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,17 +49,17 @@ class Browser:
     def __init__(self):
         self.home = tempfile.mkdtemp(prefix="slmkit-browser-")
         words = [PROGRAM, *QUIET, f"--user-data-dir={self.home}", "about:blank"]
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        for line in self.process.stderr:
-            if found := re.search(r"DevTools listening on ws://([\d.:]+)/", line):
-                self.address = found[1]
-                return
-        raise RuntimeError("the browser ended before it listened")
+        self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        told, until = Path(self.home, "DevToolsActivePort"), time.monotonic() + 60
+        while not (told.is_file() and "\n" in told.read_text()):
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("the browser does not listen")
+            time.sleep(0.05)
+        self.address = f"127.0.0.1:{told.read_text().splitlines()[0]}"
 
     def close(self) -> None:
         self.process.terminate()
         self.process.wait(20)
-        self.process.stderr.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def look(self, page: Path, wide: int, dark: bool = False, paper: bool = False) -> Look:
