@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.cli import ROOT, Cli
 
-HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy"}
-VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "gate", "lock", "pin", "gc",
-         "schema", "doctor", "init", "quickstart"]
+HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy", "jinja2", "matplotlib"}
+VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "gate", "report", "lock", "pin",
+         "gc", "schema", "doctor", "init", "quickstart"]
 
 
 def modules(cli: Cli, *words: str) -> set[str]:
@@ -28,7 +28,7 @@ def modules(cli: Cli, *words: str) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["run", "-h"], ["gate", "--help"], ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["run", "-h"], ["gate", "--help"], ["report", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(cli: Cli, words: list[str]) -> None:
     assert modules(cli, *words) == set()
 

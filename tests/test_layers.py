@@ -39,6 +39,7 @@ LAYERS = {
     "slmkit.steps": Layer(("slmkit.errors", REGISTRY), ("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.evidence")),
     REGISTRY: Layer(("slmkit.errors", REGISTRY), ("slmkit.evidence.power",)),  # arithmetic that `plan` can afford
     "slmkit.evidence": Layer(("slmkit.evidence", "slmkit.errors", REGISTRY)),
+    "slmkit.report": Layer(("slmkit.report", "slmkit.evidence", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
     "slmkit.recipe": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
     "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
     "slmkit.plan": Layer(PLANS),
@@ -50,7 +51,8 @@ LAYERS = {
     "slmkit.serve": Layer(("slmkit.serve", "slmkit.ml", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
-    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"), ("slmkit.demo", "slmkit.data", "slmkit.serve", "slmkit.evidence")),
+    "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"),
+                        ("slmkit.demo", "slmkit.data", "slmkit.serve", "slmkit.evidence", "slmkit.report")),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }
 

@@ -23,7 +23,7 @@ def find(store: Path, text: str) -> Named:
     first: SlmkitError | None = None
     for cut in cuts:
         try:
-            artifact = _resolve(store, text[:cut])
+            artifact = resolve(store, text[:cut])
         except UsageError as e:
             first = first or e
             continue
@@ -37,7 +37,7 @@ def find(store: Path, text: str) -> Named:
     raise first or UsageError("an empty reference", mend="`slmkit ls` lists what is there")
 
 
-def _resolve(store: Path, text: str):
+def resolve(store: Path, text: str):
     """As everywhere, and `refs/NAME`, and a step's name alone where one recipe has it."""
     from slmkit.artifact.store import Store
 

@@ -1,4 +1,4 @@
-"""The quickstart's closing table: what the base could do, what the teacher can, what the student learned, and what INT4 keeps of it."""
+"""The quickstart's end: a report, and a table of what the base could do, what the teacher can, what the student learned, and what INT4 keeps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from slmkit.cli.out import Stdout, Terminal
 
 
 def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) -> None:
-    """Run the recipe, then print the table on stderr and the folder of the quantized model on stdout."""
+    """Run the recipe, then print the table on stderr and the folder of the quantized model on stdout, and write report.html beside the store."""
     import sys
 
+    from slmkit.cli import report
     from slmkit.engine import Engine
     from slmkit.errors import CheckFailed
 
@@ -27,11 +28,15 @@ def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) ->
         failed = e
     seconds = time.monotonic() - started
     by_name = {o.row.name: o for o in engine.outcomes}
-    screen.say(render(by_name["score"].artifact.manifest, by_name["teach"].artifact.manifest, seconds))
+    scored = by_name["score"].artifact
+    screen.say(render(scored.manifest, by_name["teach"].artifact.manifest, seconds))
     if json:
         stdout.object(verbs.summary(by_name["int4"], engine.outcomes, seconds))
     else:
         stdout.line(str(by_name["int4"].artifact.path))
+    page = store.parent / "report.html"
+    report.write(page, report.render(store, [str(scored.path)], "html"))
+    screen.say(f"all of it, with its proof: {page}")
     if failed:
         raise failed
 

@@ -103,7 +103,7 @@ def _row(evidence: Evidence, before: str, after: str, task: str, metric: str, on
     if None in known:
         return _apart(row, evidence, row.questions)
     if known[0][0] != "mean" or x is None:
-        return _recomputed(row, *known)
+        return recomputed(row, *known)
     row = replace(row, up=int((y > x).sum()), down=int((y < x).sum()), flips=_flips(one, two, x, y, shown))
     if binary(x) and binary(y):
         low, high = intervals.paired(row.up, row.down, row.questions, TWO_SIDED)
@@ -119,8 +119,8 @@ def _finite(values: Any) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _recomputed(row: Row, before: tuple, after: tuple) -> Row:
-    """What has no value per question: both statistics on the same resampled questions."""
+def recomputed(row: Any, before: tuple, after: tuple) -> Any:
+    """What has no value per question: both statistics on the same resampled questions. row: a dataclass with difference, low, high, p, method."""
     import numpy as np
 
     width = before[1].features.shape[1]
@@ -150,25 +150,25 @@ def _flips(one: Samples, two: Samples, x: Any, y: Any, shown: int) -> tuple[Flip
     ids = sorted(one.rows)
     turned = [int(i) for worse in (y < x, y > x) for i in worse.nonzero()[0][:shown]]
     return tuple(
-        Flip(ids[i], _short(str(one.rows[ids[i]].get("prompt", ""))), _answer_text(one.rows[ids[i]].get("target")), _answer(one.rows[ids[i]]),
-             _answer(two.rows[ids[i]]), (float(x[i]), float(y[i]))) for i in turned
+        Flip(ids[i], _short(str(one.rows[ids[i]].get("prompt", ""))), _short(_text(one.rows[ids[i]].get("target"))), _short(answer(one.rows[ids[i]])),
+             _short(answer(two.rows[ids[i]])), (float(x[i]), float(y[i]))) for i in turned
     )  # fmt: skip
 
 
-def _answer(row: dict) -> str:
+def answer(row: dict) -> str:
     """What a model said; of a choice, which it found likeliest."""
     said = row.get("filtered_resps") or row.get("resps") or []
     if len(said) > 1 and all(isinstance(r, list) and len(r) == 2 for r in said):
         try:
             scores = [float(r[0]) for r in said]
         except (TypeError, ValueError):
-            return _answer_text(said)
+            return _text(said)
         return f"choice {scores.index(max(scores))}"
-    return _answer_text(said[0] if isinstance(said, list) and len(said) == 1 else said)
+    return _text(said[0] if isinstance(said, list) and len(said) == 1 else said)
 
 
-def _answer_text(value: Any) -> str:
-    return _short(value if isinstance(value, str) else str(value))
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
 
 
 def _short(text: str) -> str:

@@ -34,7 +34,7 @@ class Samples:
     @cached_property
     def questions(self) -> dict[int, str]:
         """doc_id → hash of the question and its right answer."""
-        return {i: _hash([row.get("doc"), row.get("target")]) for i, row in self.rows.items()}
+        return {i: question(row) for i, row in self.rows.items()}
 
     def array(self, metric: str) -> Any:
         """The metric's numbers in the order of doc_id; None where they are no numbers."""
@@ -103,14 +103,14 @@ def load(folder: Path, model: str, task: str, label: str | None = None) -> Sampl
                 if doc in by_doc:
                     what = f"question {doc} of `{task}` is there twice for {label or model}, so answers cannot be paired"
                     raise StoreError(what, where=f"{path}:{number}", mend=REPEATS)
-                by_doc[doc] = _number(row[metric])
+                by_doc[doc] = value_of(row[metric])
     return Samples(label or model, task, path, rows, values)
 
 
-def _number(value: Any) -> Any:
+def value_of(value: Any) -> Any:
     """A float where it is one; numpy's numbers were written as text. A list stays one, of such."""
     if isinstance(value, list):
-        return [_number(v) for v in value]
+        return [value_of(v) for v in value]
     if isinstance(value, bool | int | float):
         return float(value)
     if value in ("True", "False"):
@@ -118,8 +118,10 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and (_DIGITS.match(value) or value == "nan") else value
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+def question(row: dict) -> str:
+    """16 hex digits of a row's question and its right answer."""
+    text = json.dumps([row.get("doc"), row.get("target")], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def check_same_questions(one: Samples, other: Samples, limits: tuple[Any, Any] = (None, None)) -> None:
