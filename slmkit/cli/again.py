@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json as js
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from slmkit.errors import CheckFailed
+import typer
+
+from slmkit.cli.look import RefArg
+from slmkit.cli.verbs import STORE, JsonOpt, StoreOpt
+from slmkit.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from slmkit.artifact.manifest import Artifact
@@ -55,7 +61,40 @@ def verify(artifact: Artifact, home: Store, faults: list[str], how: How) -> None
 
 
 def _all(steps: list[Step]) -> str:
-    """The verdict on a chain: that of its worst step."""
-    from slmkit.rebuild.drift import DIFFERENT, IDENTICAL, NOT_JUDGED, WITHIN
+    """The verdict on a chain: that of its worst step, else of its last. What a teacher answered is not judged."""
+    from slmkit.rebuild.drift import DIFFERENT, WITHIN
 
-    return next(v for v in (DIFFERENT, WITHIN, NOT_JUDGED, IDENTICAL) if v in {s.verdict for s in steps})
+    return next((v for v in (DIFFERENT, WITHIN) if v in {s.verdict for s in steps}), steps[-1].verdict)
+
+
+def reproduce(
+    ref: RefArg, store: StoreOpt = STORE,
+    env: Annotated[bool, typer.Option("--env", help="Write a folder with all that recreates the environment and builds it there.")] = False,
+    out_: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="With --env: the folder. [default: reproduce-NAME]")] = None,
+    json: JsonOpt = False,
+) -> None:
+    """Say what it takes to make an artifact again elsewhere; with --env, write it: packages, recipe, hashes of inputs, and a script that compares.
+
+    \b
+      slmkit reproduce banking/int4                    the commands
+      slmkit reproduce banking/int4 --env -o again     a folder: requirements.txt, recipe.yaml, environment.json, …
+      again/reproduce                                  a fresh environment, the whole chain, and the recorded digests
+    """
+    from slmkit.artifact.store import Store
+    from slmkit.cli import out
+    from slmkit.rebuild import bundle, chain
+
+    if out_ is not None and not env:
+        raise UsageError("--out says where --env writes", mend="slmkit reproduce REF --env -o DIR")
+    home = Store(store)
+    artifact = home.resolve(ref)
+    made = bundle.of(chain.upstream(artifact, home), home)
+    if not env:
+        return out.show(js.dumps(made.facts, ensure_ascii=False) if json else made.commands())
+    folder = made.write(out_ or Path(f"reproduce-{artifact.name}"))
+    for line in made.told:
+        print(line, file=sys.stderr)
+    out.show(js.dumps(made.facts | {"path": str(folder)}, ensure_ascii=False) if json else str(folder))
+
+
+COMMANDS = {"reproduce": reproduce}

@@ -39,12 +39,9 @@ class Link:
 def chain(target: Artifact, store: Store, deep: bool) -> list[Link]:
     """The artifacts to build again, the root first: the target alone, or with all that was made for it. Raises CannotRun that names every
     input that is gone or changed."""
-    found = _upstream(target, store) if deep else [target]
     links: list[Link] = []
     problems: list[Problem] = []
-    for artifact in found:
-        names = {link.row.name for link in links}
-        name = artifact.name if artifact.name not in names else artifact.path.name
+    for name, artifact in upstream(target, store).items() if deep else [(target.name, target)]:
         row, wrong = recorded.row(artifact, name, store, {link.artifact.fingerprint: link.row for link in links})
         problems += wrong
         if row is None and not any(p.input for p in wrong):
@@ -57,8 +54,8 @@ def chain(target: Artifact, store: Store, deep: bool) -> list[Link]:
     return links
 
 
-def _upstream(target: Artifact, store: Store) -> list[Artifact]:
-    """The target and every artifact it was made of, each once and after its own inputs."""
+def upstream(target: Artifact, store: Store) -> dict[str, Artifact]:
+    """The target and every artifact it was made of, by a name of its own, each once and after its inputs. Raises CannotRun for one that is gone."""
     out: dict[str, Artifact] = {}
 
     def add(artifact: Artifact) -> None:
@@ -75,7 +72,10 @@ def _upstream(target: Artifact, store: Store) -> list[Artifact]:
         out[artifact.fingerprint] = artifact
 
     add(target)
-    return list(out.values())
+    named: dict[str, Artifact] = {}
+    for artifact in out.values():
+        named[artifact.name if artifact.name not in named else artifact.path.name] = artifact
+    return named
 
 
 @contextlib.contextmanager

@@ -45,8 +45,8 @@ class Problem:
 def row(artifact: Artifact, name: str, store: Store, upstream: dict[str, Row]) -> tuple[Row | None, list[Problem]]:
     """The row that asks for this artifact again. upstream: fingerprint → the row that builds that input anew; others come from where they lie."""
     try:
-        kind = _kind(artifact)
-        config, execution = config_of(artifact, kind), _execution(artifact, kind)
+        kind = kind_of(artifact)
+        config, execution = config_of(artifact, kind), execution_of(artifact, kind)
         config = asking_nobody(config, artifact)
     except SlmkitError as e:
         return None, [Problem(name, e.what)]
@@ -60,7 +60,8 @@ def row(artifact: Artifact, name: str, store: Store, upstream: dict[str, Row]) -
     return (None if problems else plan.asked(name, kind, config, execution, tuple(planned))), problems
 
 
-def _kind(artifact: Artifact) -> Kind:
+def kind_of(artifact: Artifact) -> Kind:
+    """Raises CannotRun when it is not installed."""
     if artifact.kind not in _registry.locations():
         raise CannotRun(f"the step kind `{artifact.kind}` is not installed")
     return _registry.load(artifact.kind)
@@ -145,7 +146,8 @@ def _validated(kind: Kind, body: dict, artifact: Artifact) -> Any:
         raise CannotRun(f"this slmkit's `{kind.name}` does not take its config: `{where}`: {first['msg']}", where=artifact.path) from None
 
 
-def _execution(artifact: Artifact, kind: Kind) -> Any:
+def execution_of(artifact: Artifact, kind: Kind) -> Any:
+    """How it ran, on this machine alone. Raises CannotRun."""
     body = {k: v for k, v in artifact.manifest["execution"].items() if k not in ELSEWHERE}
     try:
         return kind.module.Execution.model_validate(body)
