@@ -29,7 +29,9 @@ stdout holds the path of what was made (or one JSON object with --json); progres
 Exit: 0 done, 1 a step failed, 2 wrong command line or recipe, 3 a check said no, 4 cannot run here, 75 busy, 130/143 interrupted.
 """
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-OTHERS = {**verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **again.COMMANDS, **compare.COMMANDS, **gate.COMMANDS, **tend.COMMANDS}
+OTHERS = {
+    **verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **again.COMMANDS, **compare.COMMANDS, **gate.COMMANDS, **tend.COMMANDS,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -81,7 +81,7 @@ class Bundle:
         if not tool.get("commit"):
             out.append(f"note: slmkit {tool.get('slmkit')} was no checkout then: SLMKIT=… must name that release")
         for name, said in self.facts["steps_made_elsewhere"].items():
-            out.append(f"note: {name} was made in another environment than {self.target.name} ({_differs(said, self.target)}); there is one environment here")
+            out.append(f"note: {name} was made in another environment than {self.target.name}, and one is written: {_differs(said, self.target)}")
         out += [f"must be at hand: {o.label} = {o.uri}, sha256 {o.digest}" for o in self.recipe.outside if o.at_hand]
         return out + [f"must be at hand: ledgers/{p.name}, the teacher's answers" for p in self.ledgers]
 
@@ -139,10 +139,10 @@ class Bundle:
         return dict(sorted(out.items()))
 
     def _pins(self) -> str:
-        torch = f"# {self.torch} is not on PyPI by that name: it lies in {_index(self.torch).split()[-1]}, or where pip's find-links has its wheel.\n" \
-            if self.torch and "+" in self.torch else ""  # fmt: skip
-        head = f"# Every package that {self.target.path.name} was made with, Python {self.python}; install with --no-deps. slmkit itself: ./reproduce.\n"
-        return head + torch + "".join(f"{line}\n" for line in self.requirements)
+        head = f"# Every package that {self.target.path.name} was made with, Python {self.python}; install with --no-deps. slmkit: ./reproduce.\n"
+        if index := _index(self.torch):
+            head += f"# {self.torch} is not on PyPI by that name: it lies in {index.split()[-1]}, or where pip's find-links has its wheel.\n"
+        return head + "".join(f"{line}\n" for line in self.requirements)
 
     def _expected(self) -> dict:
         steps = {
@@ -181,8 +181,11 @@ class Bundle:
         lines += [f"- {line}" for line in self.told] or ["Nothing but the packages: every input comes with slmkit or from the hub."]
         lines += ["", "## Inputs\n", "| name | from | sha256 or commit | bytes |", "|---|---|---|---|"]
         lines += [f"| {o.label} | `{o.uri}` | `{o.digest or o.revision}` | {o.bytes if o.bytes is not None else ''} |" for o in self.recipe.outside]
-        lines += ["", "## Files\n", "`recipe.yaml` asks for the chain by its manifests, every default written out; `original.yaml` is the recipe it came from, with its hub",
-                  "names in `original.lock.json`; `manifests/` holds what was recorded; `environment.json` the machine; `requirements.txt` every package.", ""]  # fmt: skip
+        lines += [
+            "", "## Files\n", "`recipe.yaml` asks for the chain by its manifests, every default written out; `original.yaml` is the recipe it came",
+            "from, with its hub names in `original.lock.json`; `manifests/` holds what was recorded; `environment.json` the machine;",
+            "`requirements.txt` every package.", "",
+        ]  # fmt: skip
         said = ["Looked at when this was written: `recipe.yaml` asks for the recorded fingerprints."] if not moved else [f"- {m}" for m in moved]
         return "\n".join(lines + said) + "\n"
 

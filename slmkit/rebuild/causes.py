@@ -41,7 +41,7 @@ class Cause:
 
 def of(old: Artifact, new: Artifact, row: Row, drifted: dict[str, str]) -> list[Cause]:
     """All of them, in the order of ORDER. drifted: fingerprint of an input → the digest that it was rebuilt with, where that is another."""
-    found = [*_inputs(old, drifted), *_asked(old, row), *_environment(old.manifest["environment"], new.manifest["environment"]), *_tool(old, new)]
+    found = [*_inputs(old, drifted), *_asked(old, row), *environment(old.manifest["environment"], new.manifest["environment"]), *_tool(old, new)]
     return sorted([*found, *_requirements(old, new)], key=lambda c: ORDER.index(c.area))
 
 
@@ -70,7 +70,8 @@ def _asked(old: Artifact, row: Row) -> list[Cause]:
     return out
 
 
-def _environment(then: dict, now: dict) -> list[Cause]:
+def environment(then: dict, now: dict) -> list[Cause]:
+    """What of the machine and the packages that do sums is another."""
     out = []
     packages = (then.get("packages") or {}, now.get("packages") or {})
     for where, before, after in fp.differences(*packages):

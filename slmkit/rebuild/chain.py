@@ -24,6 +24,7 @@ from slmkit.rebuild import drift, recorded
 from slmkit.rebuild.drift import Step
 from slmkit.rebuild.recorded import Problem
 from slmkit.recipe.model import Recipe
+from slmkit.steps._step import NAME
 
 ROOM = 2.5  # times the bytes of what is built: an artifact, its checkpoints, and what is half written
 
@@ -55,7 +56,7 @@ def chain(target: Artifact, store: Store, deep: bool) -> list[Link]:
 
 
 def upstream(target: Artifact, store: Store) -> dict[str, Artifact]:
-    """The target and every artifact it was made of, by a name of its own, each once and after its inputs. Raises CannotRun for one that is gone."""
+    """The target and every artifact it was made of, by a name of its own, each once and after its inputs. Raises CannotRun where one is gone."""
     out: dict[str, Artifact] = {}
 
     def add(artifact: Artifact) -> None:
@@ -65,8 +66,8 @@ def upstream(target: Artifact, store: Store) -> dict[str, Artifact]:
             known = said.get("fingerprint")
             below = recorded.lookup(store, artifact, known) if known else None
             if known and below is None and not said.get("witness"):
-                raise CannotRun(f"{artifact.name} cannot be built again here: its input `{said['role']}` ({said['uri']}) is not in the store any more",
-                                where=artifact.path, mend="pull that artifact into the store, or leave out --deep")  # fmt: skip
+                what = f"its input `{said['role']}` ({said['uri']}) is not in the store any more"
+                raise CannotRun(f"{artifact.name} cannot be built again here: {what}", where=artifact.path, mend="bring that artifact back")
             if below is not None:
                 add(below)
         out[artifact.fingerprint] = artifact
@@ -106,6 +107,7 @@ def rebuild(links: list[Link], home: Store, place: Store, screen: Screen) -> Ite
     made: dict[str, Artifact] = {}
     done: dict[str, Step] = {}
     for link in links:
+        _possible(link)
         _not_asking(link, place)
         artifact = _built(link, place, made, screen)
         step = done[link.artifact.fingerprint] = drift.compare(link.artifact, artifact, link.row, done)
@@ -117,6 +119,20 @@ def _threads(links: list[Link]) -> None:
     said = next((t for link in links if (t := link.artifact.manifest["environment"].get("threads"))), None)
     if said and "torch" not in sys.modules:
         os.environ.setdefault("OMP_NUM_THREADS", str(said))
+
+
+def _possible(link: Link) -> None:
+    """Raises CannotRun for what this machine lacks."""
+    row, then = link.row, link.artifact.manifest
+    blocked = row.kind.hook("blocked")
+    if blocked and (reason := blocked(row.config, row.execution)):
+        raise CannotRun(f"{row.name} cannot be built again here: {reason.replace(NAME, row.name)}", where=link.artifact.path)
+    if then["determinism"]["claimed"] == "seeded" and then["environment"].get("gpus"):  # on a CPU the kinds of slmkit claim exact
+        import torch
+
+        if not torch.cuda.is_available():
+            what = f"{row.name} was made on {then['environment']['gpus'][0]}, and there is no CUDA GPU here"
+            raise CannotRun(what, where=link.artifact.path, mend="rebuild it on a machine with one (`slmkit doctor` says what this one has)")
 
 
 def _not_asking(link: Link, place: Store) -> None:

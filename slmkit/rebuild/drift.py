@@ -80,7 +80,8 @@ class Step:
             return lines + [f"  though {c.told()}" for c in shown]
         lines += [f"  {c.told()}" for c in self.causes if c.area != causes.BESIDE]
         lines += [f"  {f.told()}" for f in self.files[:5]] + ([f"  … and {len(self.files) - 5} files more"] if len(self.files) > 5 else [])
-        lines += [f"  result {n.told()}" for n in self._off()[:8]] + ([f"  … and {len(self.numbers) - 8} numbers more"] if len(self.numbers) > 8 else [])
+        lines += [f"  result {n.told()}" for n in self._off()[:8]]
+        lines += [f"  … and {len(self.numbers) - 8} numbers more"] if len(self.numbers) > 8 else []
         beside = [c.told() for c in self.causes if c.area == causes.BESIDE]
         lines += [f"  beside: {'; '.join(beside[:4])}" + (f"; {len(beside) - 4} more" if len(beside) > 4 else "")] if beside else []
         return lines + [f"  {n}" for n in self.notes]
@@ -101,7 +102,8 @@ def compare(old: Artifact, new: Artifact, row: Row, before: dict[str, Step]) -> 
     claimed = old.manifest["determinism"]["claimed"]
     judged = "seeded" if claimed == "exact" and any(c.explains for c in why) else claimed
     there = digest.listing(old.path)
-    files = tuple(_files(old, new, there))
+    bound = tolerance.weights(old.manifest["result"], any(c.area == causes.INPUT for c in why))
+    files = tuple(_files(old, new, there, bound))
     numbers = tuple(tolerance.numbers(old.manifest["result"], new.manifest["result"], _questions(old.path)))
     if judged == "none":
         numbers = tuple(replace(n, allowed=None, ok=True) for n in numbers)
@@ -109,7 +111,8 @@ def compare(old: Artifact, new: Artifact, row: Row, before: dict[str, Step]) -> 
     if digest.of_listing(there) != old.digest:
         notes.append("its files are not what its own manifest says: they were altered after they were published")
     verdict = _verdict(files, numbers, judged, altered=bool(notes))
-    return Step(row.name, old.kind, old.path, old.fingerprint, claimed, judged, verdict, old.digest, new.digest, tuple(why), files, numbers, tuple(notes))
+    digests = (old.digest, new.digest)
+    return Step(row.name, old.kind, old.path, old.fingerprint, claimed, judged, verdict, *digests, tuple(why), files, numbers, tuple(notes))
 
 
 def _verdict(files: tuple[File, ...], numbers: tuple[Number, ...], judged: str, altered: bool) -> str:
@@ -125,7 +128,7 @@ def _verdict(files: tuple[File, ...], numbers: tuple[Number, ...], judged: str, 
     return DIFFERENT if off or any(not f.ok for f in files) else WITHIN
 
 
-def _files(old: Artifact, new: Artifact, there: list[dict]) -> list[File]:
+def _files(old: Artifact, new: Artifact, there: list[dict], bound: float) -> list[File]:
     was = {f["path"]: f["sha256"] for f in there}
     now = {f["path"]: f["sha256"] for f in new.manifest["outputs"]["files"]}
     names = sorted(was.keys() | now.keys(), key=lambda n: (n.endswith(TOLD), n))
@@ -136,16 +139,17 @@ def _files(old: Artifact, new: Artifact, there: list[dict]) -> list[File]:
         if name not in was or name not in now:
             found.append(File(name, f"is {'recorded' if name in was else 'rebuilt'} and not {'rebuilt' if name in was else 'recorded'}", False))
         else:
-            found.append(_file(old, new, name))
+            found.append(_file(old, new, name, bound))
     return found
 
 
-def _file(old: Artifact, new: Artifact, name: str) -> File:
+def _file(old: Artifact, new: Artifact, name: str, bound: float) -> File:
     one, two = old.path / name, new.path / name
     if name.endswith(".safetensors"):
         found = tensors.compare(one, two)
-        within = found.shape is None and found.relative <= tolerance.WEIGHTS
-        return File(name, f"{found.told()}; all its floats together {found.relative:.3g} (at most {tolerance.WEIGHTS:g})", within)
+        within = found.shape is None and found.relative <= bound
+        whole = "" if found.shape else f"; all its floats together {found.relative:.3g} (where bytes may differ, at most {bound:g})"
+        return File(name, found.told() + whole, within)
     what = texts.first_difference(one, two)
     if name.endswith(TOLD) or (old.type == "scores" and name.startswith(("samples/", "results.json"))):
         return File(name, what, True)  # scores are judged as results

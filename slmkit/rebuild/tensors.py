@@ -142,8 +142,6 @@ def _tensor(one: Any, one_at: int, was: dict, two: Any, two_at: int, now: dict) 
 
 
 def _floats(values: Any, kind: str) -> Any:
-    import numpy as np
-
     if kind == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return values.astype("<f8")

@@ -73,7 +73,8 @@ def sets(words: list[str]) -> None:
 
 def asked(file: str) -> list[str]:
     rows = {row["name"]: row["fingerprint"] for row in json.loads(Path(file).read_text(encoding="utf-8"))["steps"]}
-    return [f"{name}: fingerprint {rows.get(name, 'none')[:12]}, {one['fingerprint'][:12]} was recorded: an input, the config or a pinned package differs"
+    why = "an input, the config or a pinned package is another"
+    return [f"{name}: fingerprint {rows.get(name, 'none')[:12]}, {one['fingerprint'][:12]} was recorded: {why}"
             for name, one in expected()["steps"].items() if rows.get(name) != one["fingerprint"]]  # fmt: skip
 
 
@@ -81,6 +82,9 @@ def outputs(file: str) -> list[str]:
     made = {row["name"]: row for row in json.loads(Path(file).read_text(encoding="utf-8"))["steps"]}
     faults = []
     for name, one in expected()["steps"].items():
+        if name not in made:
+            faults.append(f"{name}: it was not built")
+            continue
         found = made[name]["digest"]
         print(f"{name}: digest {found[:12]}, {'as recorded' if found == one['digest'] else one['digest'][:12] + ' was recorded'} "
               f"({one['kind']}, claims {one['claimed']})")  # fmt: skip
