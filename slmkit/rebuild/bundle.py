@@ -195,7 +195,7 @@ if [[ -n "$LEDGERS" && -d "$LEDGERS" ]]; then
     mkdir -p artifacts/ledgers
     cp -n "$LEDGERS"/*.jsonl artifacts/ledgers/
 else
-    die "the teacher's answers are not here, and it would be asked (and paid) again: LEDGERS=… names the ledgers/ of the store that has them"
+    die "the teacher's answers are not here: LEDGERS=… names the ledgers/ of a store that has them (to ask and pay again: original.yaml)"
 fi"""
 
 

@@ -15,7 +15,7 @@ import yaml
 from slmkit import plan
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store
-from slmkit.errors import SlmkitError
+from slmkit.errors import CannotRun, SlmkitError
 from slmkit.rebuild import recorded
 from slmkit.recipe.load import load
 from slmkit.recipe.lock import Lock
@@ -71,7 +71,7 @@ def recipe(chain: dict[str, Artifact]) -> Written:
     values: dict[str, Any] = {}
     for step, artifact in chain.items():
         kind = recorded.kind_of(artifact)
-        config, execution = recorded.config_of(artifact, kind), recorded.execution_of(artifact, kind)
+        config, execution = _quiet(recorded.config_of(artifact, kind), artifact), recorded.execution_of(artifact, kind)
         given = {i["role"] for i in artifact.manifest["inputs"]}
         body: dict[str, Any] = {"kind": kind.name}
         for role, takes in kind.takes.items():
@@ -89,6 +89,14 @@ def recipe(chain: dict[str, Artifact]) -> Written:
     ])  # fmt: skip
     whole = {"recipe": target.manifest["recipe"], **values, "steps": steps}
     return Written(head + yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=140), tuple(outside.values()))
+
+
+def _quiet(config: Any, artifact: Artifact) -> Any:
+    """With teachers out of reach, whose answers a ledger holds: nobody pays again by accident. One whose answers no ledger keeps has to be asked."""
+    try:
+        return recorded.asking_nobody(config, artifact)
+    except CannotRun:
+        return config
 
 
 def _comment(one: Outside) -> str:

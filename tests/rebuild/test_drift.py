@@ -82,9 +82,11 @@ def test_tensors_of_every_type_and_across_pieces(tmp_path: Path, monkeypatch: py
 
 
 def test_layers_are_in_their_own_order() -> None:
-    names = ["lm_head.weight", "model.layers.10.a", "model.layers.2.b", "model.embed_tokens.weight", "model.layers.2.a", "model.norm.weight"]
+    names = ["lm_head.weight", "model.layers.10.a", "model.layers.2.b", "model.embed_tokens.weight", "model.layers.2.a", "model.norm.weight",
+             "model.h.0.a", "wte.weight"]  # fmt: skip
     assert sorted(names, key=tensors.by_layer) == [
-        "model.embed_tokens.weight", "model.layers.2.a", "model.layers.2.b", "model.layers.10.a", "lm_head.weight", "model.norm.weight"]  # fmt: skip
+        "model.embed_tokens.weight", "wte.weight", "model.h.0.a", "model.layers.2.a", "model.layers.2.b", "model.layers.10.a",
+        "lm_head.weight", "model.norm.weight"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "old", "new", "told"), [

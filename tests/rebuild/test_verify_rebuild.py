@@ -160,9 +160,9 @@ def test_kill_nine_leaves_the_store_as_it_was(toy: Cli, tmp_path: Path) -> None:
 
 def test_a_teacher_is_never_asked_again(cli: Cli, tmp_path: Path) -> None:
     """Its answers come from a copy of the ledger, without a key and from another folder; where one is missing, the rebuild ends."""
-    asked = teacher.start(tmp_path / "teacher", key="k")
+    asked = teacher.start(tmp_path / "teacher", key="k", mind="critic")
     try:
-        cli.write("prompts/p.jsonl", "".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(5)))
+        cli.write("prompts/p.jsonl", "".join(json.dumps({"prompt": "x" * i}) + "\n" for i in range(1, 6)))
         cli.write("r.yaml", f"""\
             recipe: r
             steps:
@@ -170,8 +170,9 @@ def test_a_teacher_is_never_asked_again(cli: Cli, tmp_path: Path) -> None:
                 kind: distill
                 prompts: prompts/p.jsonl
                 teacher: {{model: t-1, base_url: "{asked.url}", api_key_env: KEY}}
-                filters: {{regex: "echo [^0]*"}}
-                max_tokens: 20
+                filters: {{min_score: 3}}
+                judge: {{rubric: "10 is best"}}
+                max_tokens: 99
             """)
         assert cli("distill", "r.yaml", KEY="k").returncode == 0
         calls = len(asked.lines())
@@ -181,9 +182,11 @@ def test_a_teacher_is_never_asked_again(cli: Cli, tmp_path: Path) -> None:
         assert said["verdict"] == "identical" and [f["path"] for f in said["steps"][0]["files"]] == ["README.md"]
         assert planted.state(tmp_path / "artifacts") == before
         ledger = next((tmp_path / "artifacts/ledgers").glob("*.jsonl"))
-        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:3]))
-        done = cli("verify", "r/teach", "--rebuild", KEY="k")
-        assert done.returncode == 4 and "2 of 5 answers of its teacher are not in the store's ledger" in done.stderr
+        lines = ledger.read_text().splitlines(keepends=True)
+        for kept, told in ((5, "some answers"), (3, "2 of 5 answers")):  # all answers and no verdict on them; three answers
+            ledger.write_text("".join(lines[:kept]))
+            done = cli("verify", "r/teach", "--rebuild", KEY="k")
+            assert done.returncode == 4 and f"{told} of its teacher are not in the store's ledger" in done.stderr
         assert len(asked.lines()) == calls
     finally:
         asked.stop()

@@ -8,7 +8,7 @@
 #   SLMKIT=…    a checkout of slmkit that has commit @COMMIT_SHORT@, or a wheel or URL of slmkit @SLMKIT_VERSION@
 #   LEDGERS=…   a folder with the teachers' answers (ledgers/ of a store)@LEDGERS_NOTE@
 #
-# Exit: 0 the same bytes, 3 others (it says which step and file), 4 something that is needed is not here.
+# Exit: 0 what was recorded, 3 other bytes (it says which step and file), 4 something that is needed is not here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python@PYTHON_MINOR@}
@@ -54,7 +54,7 @@ code=0
 .venv/bin/slmkit run recipe.yaml --store artifacts --locked --json ${sets[@]+"${sets[@]}"} >made.json || code=$?
 [[ $code == 0 || $code == 3 ]] || die "the recipe ended with exit code $code"   # 3: an expectation said no, as it may have done then
 if .venv/bin/python check.py outputs made.json; then
-    say "the same bytes: @TITLE@ is reproduced"
+    say "as recorded: @TITLE@ is reproduced"
 else
-    die "not the same bytes (above). With the recorded artifact at hand: slmkit verify REF --rebuild --deep says how far apart" 3
+    die "not what was recorded (above). With the recorded artifact at hand: slmkit verify REF --rebuild --deep says how far apart" 3
 fi
