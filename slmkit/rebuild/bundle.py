@@ -18,6 +18,7 @@ from slmkit.artifact.manifest import FOLDER, MANIFEST, Artifact
 from slmkit.artifact.store import Store
 from slmkit.errors import StoreError, UsageError
 from slmkit.rebuild import recorded, written
+from slmkit.rebuild.chain import ledgers
 from slmkit.rebuild.written import Outside, Written
 from slmkit.recipe.located import parse
 from slmkit.recipe.lock import SCHEMA
@@ -202,7 +203,8 @@ fi"""
 def of(chain: dict[str, Artifact], store: Store) -> Bundle:
     """What recreates a chain."""
     asking = any(recorded.asks(recorded.config_of(a, recorded.kind_of(a))) for a in chain.values())
-    return Bundle(chain, written.recipe(chain), tuple(sorted(store.ledgers.glob("*.jsonl"))) if asking else ())
+    kept = ledgers(store, list(chain.values())[-1]) if asking else None
+    return Bundle(chain, written.recipe(chain), tuple(sorted(kept.glob("*.jsonl"))) if kept else ())
 
 
 def _machine(artifact: Artifact) -> dict:

@@ -41,13 +41,20 @@ class Cause:
 
 def of(old: Artifact, new: Artifact, row: Row, drifted: dict[str, str]) -> list[Cause]:
     """All of them, in the order of ORDER. drifted: fingerprint of an input → the digest that it was rebuilt with, where that is another."""
-    found = [*_inputs(old, drifted), *_asked(old, row), *environment(old.manifest["environment"], new.manifest["environment"]), *_tool(old, new)]
-    return sorted([*found, *_requirements(old, new)], key=lambda c: ORDER.index(c.area))
+    found = [*_inputs(old, drifted), *unseen(old, row), *_asked(old, row), *_tool(old, new), *_requirements(old, new)]
+    return sorted([*environment(old.manifest["environment"], new.manifest["environment"]), *found], key=lambda c: ORDER.index(c.area))
 
 
 def _inputs(old: Artifact, drifted: dict[str, str]) -> list[Cause]:
     said = {(i["name"] or i["role"]): i for i in old.manifest["inputs"] if i.get("fingerprint") in drifted}
     return [Cause(INPUT, f"`{name}`", f"digest {i['digest'][:12]}", drifted[i["fingerprint"]][:12]) for name, i in said.items()]
+
+
+def unseen(old: Artifact, row: Row) -> list[Cause]:
+    """Witnesses that are gone or changed. They change nothing of what comes out, but figures may have been measured on them."""
+    there = {(i.role, i.uri) for i in row.inputs if i.witness}
+    gone = [i for i in old.manifest["inputs"] if i.get("witness") and (i["role"], i["uri"]) not in there]
+    return [Cause(BESIDE, f"`{i['role']}` ({i['uri']}), looked at only", "there", "gone or changed; figures are told, not judged") for i in gone]
 
 
 def _asked(old: Artifact, row: Row) -> list[Cause]:

@@ -102,8 +102,9 @@ def scratch(keep: Path | None, links: list[Link]) -> Iterator[Store]:
 def rebuild(links: list[Link], home: Store, place: Store, screen: Screen) -> Iterator[Step]:
     """Build every link in `place` and say how it came out, one after another. Raises SlmkitError where it cannot be built here."""
     _threads(links)
-    if home.ledgers.is_dir() and any(link.row.kind.hook("forecast") or recorded.asks(link.row.config) for link in links):
-        shutil.copytree(home.ledgers, place.ledgers)
+    kept = ledgers(home, links[-1].artifact)
+    if kept and any(link.row.kind.hook("forecast") or recorded.asks(link.row.config) for link in links):
+        shutil.copytree(kept, place.ledgers)
     made: dict[str, Artifact] = {}
     done: dict[str, Step] = {}
     for link in links:
@@ -112,6 +113,11 @@ def rebuild(links: list[Link], home: Store, place: Store, screen: Screen) -> Ite
         artifact = _built(link, place, made, screen)
         step = done[link.artifact.fingerprint] = drift.compare(link.artifact, artifact, link.row, done)
         yield step
+
+
+def ledgers(home: Store, target: Artifact) -> Path | None:
+    """The teachers' answers: of the store, or of the one that the artifact itself lies in."""
+    return next((p for p in (home.ledgers, Store(target.path.resolve().parent).ledgers) if p.is_dir()), None)
 
 
 def _threads(links: list[Link]) -> None:

@@ -75,7 +75,7 @@ class Step:
         """Lines for people."""
         how = self.claimed if self.claimed == self.judged else f"{self.claimed}, judged as {self.judged}"
         lines = [f"{self.name}: {self.verdict} ({self.kind}, claims {how})"]
-        if self.verdict == IDENTICAL and not self.files:
+        if self.verdict == IDENTICAL and not self.files and not self.numbers:
             shown = [c for c in self.causes if c.area != causes.BESIDE]
             return lines + [f"  though {c.told()}" for c in shown]
         lines += [f"  {c.told()}" for c in self.causes if c.area != causes.BESIDE]
@@ -105,7 +105,7 @@ def compare(old: Artifact, new: Artifact, row: Row, before: dict[str, Step]) -> 
     bound = tolerance.weights(old.manifest["result"], any(c.area == causes.INPUT for c in why))
     files = tuple(_files(old, new, there, bound))
     numbers = tuple(tolerance.numbers(old.manifest["result"], new.manifest["result"], _questions(old.path)))
-    if judged == "none":
+    if judged == "none" or causes.unseen(old, row):
         numbers = tuple(replace(n, allowed=None, ok=True) for n in numbers)
     notes = []
     if digest.of_listing(there) != old.digest:

@@ -134,6 +134,17 @@ def test_a_score_may_be_off_by_its_standard_error(toy: Cli) -> None:
     assert said["verdict"] == "different" and said["first_drift"] == "one: scores.m.t.acc 0.86 → 0.8 (more than 0.05 off)"
 
 
+def test_what_was_only_looked_at_may_be_gone(toy: Cli) -> None:
+    toy.write("data.txt", "x\n")
+    toy.write("w.yaml", "recipe: w\nsteps: {one: {kind: gauge}, two: {kind: toy, source: data.txt}}\n")
+    assert toy("run", "w.yaml", "one").returncode == 0
+    assert rebuilt(toy, "w/one")["steps"][0]["numbers"] == []
+    (toy.folder / "data.txt").unlink()
+    step = rebuilt(toy, "w/one")["steps"][0]
+    assert (step["verdict"], [n["path"] for n in step["numbers"]]) == ("identical", ["seen"])
+    assert "looked at only" in step["causes"][0]["where"]
+
+
 def test_what_claims_nothing_is_told_and_not_judged(toy: Cli) -> None:
     one = weights(toy, "none")
     planted.nudge(one, "model.norm.weight", 9.0)

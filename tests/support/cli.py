@@ -155,7 +155,7 @@ from typing import Literal
 from slmkit.steps._step import StepConfig, StepExecution, Takes, Result
 
 VERSION = 1
-TAKES = {"below": Takes("model", optional=True)}
+TAKES = {"below": Takes("model", optional=True), "seen": Takes("dataset", many=True, optional=True, witness=True)}
 GIVES = "model"
 
 class Config(StepConfig):
@@ -182,5 +182,6 @@ def run(ctx, config):
     (ctx.out / "config.json").write_text(\'{"transformers_version": "5.0", "layers": 11}\')
     scores = {"m": {"t": {"acc": 0.8, "acc_stderr": 0.05}}}
     values = {"scores": scores, "some_loss": 2.0, "rows": 100, "max_kl": 0.1, "speed": {"seconds": time.time()}}
+    values["seen"] = len(ctx.inputs.get("seen") or ())
     return Result(values, determinism=config.claims, seed=config.seed)
 '''
