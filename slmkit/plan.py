@@ -146,13 +146,10 @@ class _Planner:
         return inputs.of_step(label, takes, name, row.gives, row.fingerprint, row.folder)
 
     def _row(self, name: str, kind: Kind, config, execution, planned: tuple[Planned, ...], mark: Mark) -> Row:
-        pins = {p: version(p) for p in kind.pins}
-        payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
         try:
-            fingerprint = fp.fingerprint(payload)
+            row = asked(name, kind, config, execution, planned, mark)
         except ValueError as e:  # an integer that JSON cannot hold
             raise RecipeError([mark.problem(f"{name}: {e}")]) from None
-        row = Row(name, kind, config, execution, planned, payload, fingerprint, kind.gives(config), "build", (), mark=mark)
         action, why = self._action(row)
         row = replace(row, action=action, why=why)
         if action != "cached" and (refuse := kind.hook("refuse")) and (problems := refuse(config, self._sizes(planned))):
@@ -221,6 +218,13 @@ class _Planner:
         made = self.rows[planned.step]
         found = self.store.find(made.kind.name, made.fingerprint)
         return found.digest if found else None
+
+
+def asked(name: str, kind: Kind, config: Any, execution: Any, planned: tuple[Planned, ...], mark: Mark | None = None) -> Row:
+    """A row with the fingerprint of what it asks for, before any store has been looked at. Raises ValueError for what JSON cannot hold."""
+    pins = {p: version(p) for p in kind.pins}
+    payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
+    return Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", (), mark=mark)
 
 
 def _named(name: str, said: dict) -> dict:

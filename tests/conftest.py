@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import ODD, PEEK, TOY, Cli
+from tests.support.cli import GAUGE, ODD, PEEK, TOY, Cli
 
 
 @pytest.fixture
@@ -22,10 +22,11 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "slmkit_toy.py").write_text(TOY)
     (folder / "slmkit_peek.py").write_text(PEEK)
     (folder / "slmkit_odd.py").write_text(ODD)
+    (folder / "slmkit_gauge.py").write_text(GAUGE)
     info = folder / "slmkit_toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slmkit-toy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[slmkit.steps]\ntoy = slmkit_toy\npeek = slmkit_peek\nodd = slmkit_odd\n")
+    (info / "entry_points.txt").write_text("[slmkit.steps]\ntoy = slmkit_toy\npeek = slmkit_peek\nodd = slmkit_odd\ngauge = slmkit_gauge\n")
     return folder
 
 

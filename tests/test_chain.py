@@ -186,6 +186,13 @@ def test_killed_is_not_killed(chain, cli: Cli) -> None:
     assert [s["digest"] for s in json.loads(done.stdout)["steps"]] == [s["digest"] for s in said["steps"]]
 
 
+def test_a_real_step_is_rebuilt_to_the_byte(chain) -> None:
+    cli, said = chain
+    done = cli("verify", folder(said, "int4"), "--rebuild", "--json")
+    step = json.loads(done.stdout)["steps"][0]
+    assert done.returncode == 0 and (step["verdict"], step["claimed"], step["files"], step["numbers"]) == ("identical", "exact", [], [])
+
+
 def test_broken_rows_stop_before_any_model(cli: Cli) -> None:
     write(cli)
     with open(cli.folder / "rows.jsonl", "a") as f:

@@ -45,6 +45,7 @@ LAYERS = {
     "slmkit.plan": Layer(PLANS),
     "slmkit.capture": Layer(heavy_inside=False),
     "slmkit.engine": Layer((*PLANS, "slmkit.engine", "slmkit.capture", "slmkit.events")),
+    "slmkit.rebuild": Layer((*PLANS, "slmkit.rebuild", "slmkit.engine")),
     "slmkit.data": Layer(("slmkit.data", "slmkit.errors", REGISTRY)),
     "slmkit.teach": Layer(("slmkit.teach", "slmkit.data", "slmkit.errors", "slmkit.events", REGISTRY), ("slmkit.ml",)),
     "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.errors", REGISTRY), heavy_at_top=True),
@@ -52,7 +53,7 @@ LAYERS = {
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`
     "slmkit.cli": Layer((*PLANS, "slmkit.cli", "slmkit.engine", "slmkit.events"),
-                        ("slmkit.demo", "slmkit.data", "slmkit.serve", "slmkit.evidence", "slmkit.report")),
+                        ("slmkit.demo", "slmkit.data", "slmkit.serve", "slmkit.evidence", "slmkit.report", "slmkit.rebuild")),
     "slmkit.__main__": Layer(("slmkit.cli", "slmkit.errors")),
 }
 

@@ -27,16 +27,32 @@ def version(package: str) -> str | None:
 
 
 def environment() -> dict:
-    """Python, platform, packages, and the GPU if a step has already loaded torch (it is not loaded for this)."""
+    """Python, platform, processor, packages, and the GPU if a step has already loaded torch (it is not loaded for this).
+
+    processor, simd: the same sums come out in other bits on a CPU with other vector units.
+    """
     found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "cuda": None, "gpus": []}
+    found["processor"] = processor()
     found["packages"] = {name: v for name in MAIN if (v := version(name))}
     torch = sys.modules.get("torch")
     if torch is not None:
         found["threads"] = torch.get_num_threads()
+        found["simd"] = torch.backends.cpu.get_cpu_capability()
         if torch.cuda.is_available():
             found["cuda"] = torch.version.cuda
             found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
+
+
+@functools.cache
+def processor() -> str | None:
+    """The CPU's name, as the kernel tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+            found = next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), None)
+    except OSError:
+        found = None
+    return found or platform.processor() or platform.machine() or None
 
 
 @functools.cache

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json as js
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from slmkit.cli import out
-from slmkit.cli.verbs import STORE, JsonOpt, StoreOpt
+from slmkit.cli.verbs import STORE, JsonOpt, QuietOpt, StoreOpt
 
 RefArg = Annotated[str, typer.Argument(metavar="REF", help="A path, recipe/step, folder name, or the first digits of a fingerprint.")]
 
@@ -79,20 +80,37 @@ def diff(a: RefArg, b: Annotated[str, typer.Argument(metavar="REF")], store: Sto
     out.show("\n".join(lines) if lines else "no difference")
 
 
-def verify(ref: RefArg, store: StoreOpt = STORE, json: JsonOpt = False) -> None:
-    """Hash every file of an artifact again and compare with its manifest. Exit 3 when anything differs.
+def verify(
+    ref: RefArg, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it again from its manifest, apart from the store, and compare.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="With --rebuild: its whole chain too, each step from its rebuilt inputs.")] = False,
+    keep: Annotated[Path | None, typer.Option("--keep", metavar="DIR", help="With --rebuild: build in DIR, and leave it there.")] = None,
+) -> None:
+    """Hash every file of an artifact again and compare with its manifest; with --rebuild, build it again. Exit 3 when anything differs.
 
     \b
       slmkit verify banking/int4
+      slmkit verify banking/int4 --rebuild             identical, within tolerance, or different, and where it first drifted
+      slmkit verify banking/score --rebuild --deep --json | jq '.steps[] | {name, verdict}'
       (cd artifacts/quantize-79ba67d04f54 && sha256sum -c .slmkit/SHA256SUMS)      the same without slmkit
+
+    A rebuild uses the config and the inputs that the manifest records, and asks no teacher: answers come from the store's ledger. A step that claims
+    `exact` must give the same bytes on the same class of machine; else, and where it claims `seeded`, scores may be off by their standard error,
+    losses by 5 %, weights by half of their norm, and sizes by nothing. Exit 4: it cannot be built again here (an input is gone, say).
     """
     from slmkit.artifact.fingerprint import fingerprint
-    from slmkit.errors import CheckFailed
+    from slmkit.errors import CheckFailed, UsageError
 
+    if (deep or keep) and not rebuild:
+        raise UsageError(f"{'--deep' if deep else '--keep'} says how to rebuild", mend="slmkit verify REF --rebuild")
     artifact = _resolve(store, ref)
     faults = artifact.faults()
     if fingerprint(artifact.manifest["fingerprint_payload"]) != artifact.fingerprint:
         faults.append("the manifest was altered: its payload does not give its fingerprint")
+    if rebuild:
+        from slmkit.cli import again
+
+        return again.verify(artifact, _store(store), faults, again.How(deep, keep, json, quiet))
     if json:
         out.show(js.dumps({"path": str(artifact.path), "ok": not faults, "faults": faults}))
     if faults:

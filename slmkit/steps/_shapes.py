@@ -41,12 +41,19 @@ def headers(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with open(file, "rb") as f:
-                header = json.loads(f.read(min(struct.unpack("<Q", f.read(8))[0], 1 << 27)))
+            header, _ = header_of(file)
         except (OSError, ValueError, struct.error):
             return {}
-        found |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
+        found |= {name: tuple(t["shape"]) for name, t in header.items()}
     return found
+
+
+def header_of(file: Path) -> tuple[dict[str, dict], int]:
+    """(name → {dtype, shape, data_offsets}, where the data begins) of a safetensors file. Raises OSError, ValueError, struct.error."""
+    with open(file, "rb") as f:
+        length = struct.unpack("<Q", f.read(8))[0]
+        header = json.loads(f.read(min(length, 1 << 27)))
+    return {name: t for name, t in header.items() if name != "__metadata__"}, 8 + length
 
 
 def of(folder: Path) -> Shapes | None:

@@ -201,7 +201,8 @@ class _Leaks:
         for exam in self.exams:
             if exam.found:
                 number, (rank, _) = next(iter(exam.found.items()))
-                return f"a question of {exam.name} ({leaks.KINDS[rank]}: {exam.asked[number].place})"
+                place = exam.asked[number].place.rpartition("/")[2]  # the reason is part of what comes out, wherever the exam lies
+                return f"a question of {exam.name} ({leaks.KINDS[rank]}: {place})"
         return None
 
 

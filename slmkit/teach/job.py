@@ -133,8 +133,8 @@ def samples(job: Job, build: Callable[[Prompt, int], Request | None]) -> Iterato
 
 
 def place(job: Job, prompt: Prompt, sample: int) -> str:
-    """`file:line`, and which sample where there are several."""
-    return prompt.place + (f"#{sample + 1}" if job.config.n > 1 else "")
+    """`file:line`, and which sample where there are several. Without the file's folder: it is part of what comes out, wherever the file lies."""
+    return prompt.place.rpartition("/")[2] + (f"#{sample + 1}" if job.config.n > 1 else "")
 
 
 def unmade(job: Job, prompt: Prompt, sample: int, why: str, by: str = "answered") -> Made:

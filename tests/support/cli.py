@@ -1,4 +1,4 @@
-"""A way to run the real command line, and three step kinds that are installed from outside the package and need no torch."""
+"""A way to run the real command line, and four step kinds that are installed from outside the package and need no torch."""
 
 from __future__ import annotations
 
@@ -145,4 +145,43 @@ def run(ctx, config):
     given = ctx.inputs["data"]
     (ctx.out / "x.txt").write_text("x")
     return Result({"columns": given.columns.model_dump(exclude_defaults=True, exclude={"path"}) if given and given.columns else None})
+'''
+
+
+GAUGE = '''
+"""Write weights drawn by a seed, and scores."""
+import time
+from typing import Literal
+from slmkit.steps._step import StepConfig, StepExecution, Takes, Result
+
+VERSION = 1
+TAKES = {"below": Takes("model", optional=True), "seen": Takes("dataset", many=True, optional=True, witness=True)}
+GIVES = "model"
+
+class Config(StepConfig):
+    below: str | None = None
+    """Weights to add to."""
+    seed: int = 0
+    """Of the draw."""
+    claims: Literal["exact", "seeded", "none"] = "seeded"
+    """What is claimed of its bytes."""
+
+class Execution(StepExecution):
+    pass
+
+def run(ctx, config):
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+    draw, below = np.random.default_rng(config.seed), ctx.inputs["below"]
+    names = ("model.embed_tokens", "model.layers.0.mlp", "model.layers.10.mlp", "model.layers.2.mlp", "model.norm")
+    tensors = {f"{n}.weight": draw.standard_normal((4, 8)).astype("float32") for n in names}
+    tensors |= {"model.layers.2.codes": draw.integers(0, 99, (4, 4), dtype="int32")}
+    for name, more in (load_file(below.path / "model.safetensors").items() if below else ()):
+        tensors[name] = tensors[name] + more
+    save_file(tensors, ctx.out / "model.safetensors")
+    (ctx.out / "config.json").write_text(\'{"transformers_version": "5.0", "layers": 11}\')
+    scores = {"m": {"t": {"acc": 0.8, "acc_stderr": 0.05}}}
+    values = {"scores": scores, "some_loss": 2.0, "rows": 100, "max_kl": 0.1, "speed": {"seconds": time.time()}}
+    values["seen"] = len(ctx.inputs.get("seen") or ())
+    return Result(values, determinism=config.claims, seed=config.seed)
 '''
