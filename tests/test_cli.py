@@ -13,7 +13,7 @@ import pytest
 from tests.support.cli import ROOT, Cli
 
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy"}
-VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "gate", "lock", "pin", "gc",
+VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "cost", "gate", "lock", "pin", "gc",
          "schema", "doctor", "init", "quickstart"]
 
 

@@ -12,7 +12,7 @@ import sys
 import typer
 
 from slmkit import __version__
-from slmkit.cli import compare, data, flags, gate, look, serve, tend, verbs
+from slmkit.cli import compare, cost, data, flags, gate, look, serve, tend, verbs
 from slmkit.cli.out import Terminal, open_closed_streams, stop_on_signals
 from slmkit.errors import SlmkitError, UsageError
 from slmkit.steps import _registry
@@ -29,7 +29,8 @@ stdout holds the path of what was made (or one JSON object with --json); progres
 Exit: 0 done, 1 a step failed, 2 wrong command line or recipe, 3 a check said no, 4 cannot run here, 75 busy, 130/143 interrupted.
 """
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-OTHERS = {**verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **compare.COMMANDS, **gate.COMMANDS, **tend.COMMANDS}
+OTHERS = {**verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **compare.COMMANDS, **cost.COMMANDS, **gate.COMMANDS,
+          **tend.COMMANDS}
 
 
 def main(argv: list[str]) -> int:

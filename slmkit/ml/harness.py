@@ -23,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.ml import cards, models
+from slmkit.ml import speed as measuring
 from slmkit.steps import _expect, _tasks
 from slmkit.steps._step import Context, Given, Result
 
@@ -80,10 +81,11 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
     ctx.progress(len(given), len(given), "scoring")
     models.write_json(ctx.out / "results.json", {"scores": scores, "size_bytes": sizes, "config": _settings(config)})
     tasks = sorted({t for by_task in scores.values() for t in by_task})
+    before = [s["measured"]["peak_memory_before_bytes"] for s in speed.values() if "measured" in s]  # measuring begins the mark anew
     return Result(
         {"scores": scores, "speed": speed, "size_bytes": sizes, "chat_template_sha256": templates},
         card=cards.scored(given, scores, tasks),
-        cost={"peak_memory_bytes": models.peak_memory(where)},
+        cost={"peak_memory_bytes": max([models.peak_memory(where), *before])},
         seed=config.seed,
         determinism="exact" if where.type == "cpu" else "seeded",
     )
@@ -151,6 +153,8 @@ def _score(ctx: Context, config: Any, given: Given, where: torch.device, specs: 
         )  # fmt: skip
     _samples(ctx.out / "samples" / given.name, results["samples"])
     speed = {"tokens_per_second": lm.tokens / max(lm.seconds, 1e-9), "seconds": time.perf_counter() - started}
+    if config.speed is not None:
+        speed["measured"] = measuring.in_eval(ctx, config.speed, model, given, where)
     scores = {task: _metrics(values) for task, values in results["results"].items()}
     return scores, speed
 
