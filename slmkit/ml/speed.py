@@ -19,7 +19,7 @@ import torch
 from slmkit.errors import UsageError
 from slmkit.evidence import samples, timing
 from slmkit.evidence.timing import Batch
-from slmkit.ml import models
+from slmkit.ml import models, speed_http
 from slmkit.ml.writer import Ask, Token, Writer
 from slmkit.steps import _speed
 from slmkit.steps._speed import Speed
@@ -121,11 +121,14 @@ def of_model(asked: Speed, model: torch.nn.Module, given: Given, where: torch.de
     if not fit:
         what = f"no prompt of the tasks leaves room for {asked.new_tokens} new tokens in the context of {given.name} ({writer.longest} tokens)"
         raise UsageError(what, mend="lower `speed.new_tokens`")
-    ends = frozenset(models.end_ids(given, tokenizer)) if asked.own_ends else frozenset()
-    peak = Peak(where)
-    before = models.peak_memory(where)
-    measured = measure(InProcess(writer, ends), spread(fit, POOL), asked, peak, told)
-    return measured | {"mix": mix(tokenizer, ids, replies), "runtime": runtime(model, where), "peak_memory_before_bytes": before}
+    before, chosen = models.peak_memory(where), spread(fit, POOL)
+    if asked.over == "http":
+        with speed_http.served(given, asked.own_ends, max(asked.batch_sizes), str(where)) as client:
+            measured = measure(client, chosen, asked, told=told)
+    else:
+        ends = frozenset(models.end_ids(given, tokenizer)) if asked.own_ends else frozenset()
+        measured = measure(InProcess(writer, ends), chosen, asked, Peak(where), told)
+    return measured | {"mix": mix(tokenizer, ids, replies), "runtime": runtime(model, where, asked.over), "peak_memory_before_bytes": before}
 
 
 def spread(prompts: list[Ids], most: int) -> list[Ids]:
@@ -142,11 +145,12 @@ def mix(tokenizer: Any, prompts: list[Ids], replies: list[str]) -> dict[str, flo
     return out
 
 
-def runtime(model: torch.nn.Module, where: torch.device) -> dict[str, Any]:
-    """What ran it, for people."""
+def runtime(model: torch.nn.Module, where: torch.device, over: str) -> dict[str, Any]:
+    """What ran it, for people. A server chooses the number format itself."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
-    return {"name": "transformers", "device": name, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
+    said = {"name": "transformers", "dtype": str(dtype).removeprefix("torch.")} if over == "process" else {"name": "slmkit serve over HTTP"}
+    return said | {"device": name, "threads": torch.get_num_threads()}
 
 
 class Peak:

@@ -6,7 +6,7 @@ its scores come out the same. Prices change nothing that was measured: `slmkit c
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ class Speed(Part):
     """Rounds, each with a batch of every size. The interval of a median reaches 95 % from 6 rounds on."""
     requests: Annotated[int, Field(ge=1, le=100_000)] = 72
     """Requests alone, at least, spread over the rounds, for p50 and p95 of the latencies. 72 are the fewest that bound a p95 from above."""
+    over: Literal["process", "http"] = "process"
+    """process: the model as it was loaded for its scores. http: in a `slmkit serve` of its own, as clients meet it; memory is not measured then."""
     seconds: Annotated[float, Field(gt=0)] = 600.0
     """Time for each model after which no further round begins; 3 are made in any case."""
 
