@@ -43,16 +43,16 @@ def reckon(store: Path, named: Named, model: str | None, block: dict[str, Any], 
     speeds = {n: s["measured"] for n, s in result.get("speed", {}).items() if "measured" in s and model in (n, None)}
     if not speeds:
         raise UsageError(f"the speed of {model or 'no model'} was{' not' if model else ''} measured in {named.text}", mend=ANEW)
-    given, out = laid_over(block, flags), []
+    said, home = parsed(laid_over(block, flags)), Store(named.artifact.path.parent)
+    chains = {n: below(home, [i for i in manifest["inputs"] if i["role"] == "models" and i["name"] == n]) for n in result["scores"]}
+    said = with_prices(said, oneoff.prices([a.manifest for steps, _ in chains.values() for a in steps]))
+    out = []
     for name, measured in speeds.items():
-        own = [i for i in manifest["inputs"] if i["role"] == "models" and i["name"] == name]
-        steps, missing = below(Store(named.artifact.path.parent), own)
-        said = parsed(given)
-        made = oneoff.given(said.one_off_usd) if said.one_off_usd is not None else oneoff.of_chain(
-            [a.manifest for a in steps], missing, said.training_usd_per_hour or said.usd_per_hour)  # fmt: skip
-        said = with_prices(said, made.prices)
         if said.batch is not None and str(said.batch) not in measured["curve"]:
             raise UsageError(f"batch {said.batch} was not measured of {name}", mend=f"the sizes are {', '.join(measured['curve'])}")
+        steps, missing = chains[name]
+        made = oneoff.given(said.one_off_usd) if said.one_off_usd is not None else oneoff.of_chain(
+            [a.manifest for a in steps], missing, said.training_usd_per_hour or said.usd_per_hour)  # fmt: skip
         out.append(bill.Bill(name, measured, result.get("size_bytes", {}).get(name), said, made, cost.reckon(measured, said, made)))
     return out
 
@@ -79,7 +79,7 @@ def parsed(given: dict[str, Any]) -> Any:
 
 
 def with_prices(said: Any, found: dict[str, float] | None) -> Any:
-    """The prices of the chain's own teacher, where no others are given. That a share of the input is cached is not said there, so none is."""
+    """The prices of the eval's own teacher, where no others are given. That a share of the input is cached is not said there, so none is."""
     from slmkit.steps._speed import Api
 
     if said.api is not None or not found:

@@ -122,13 +122,18 @@ def _against(own: Figure, one_off: Figure, said: Cost, request: Request) -> dict
     api = _api_request(said, request)
     even = break_even(one_off, own, api)
     tokens = (request.prompt or 0) + (request.answer or 0)
-    a_day = said.requests_per_day
     return {
         "api_usd_per_thousand_requests": api.times(THOUSAND), "api_usd_per_million_tokens": request.a_token(api).times(MILLION),
         "break_even_requests": even, "break_even_tokens": even.times(tokens),
-        "break_even_days": even.times(1 / a_day) if a_day else unknown(even.why or "how many requests a day is not known: say requests_per_day"),
+        "break_even_days": _days(even, said.requests_per_day),
         "break_even_requests_per_day_of_a_machine": _rented(said.usd_per_hour, api, request.seconds),
     }  # fmt: skip
+
+
+def _days(even: Figure, a_day: float | None) -> Figure:
+    if a_day is not None:
+        return even.times(1 / a_day)
+    return unknown("how many requests a day is not known: say requests_per_day" if even.known else even.why)
 
 
 def _api_request(said: Cost, request: Request) -> Figure:

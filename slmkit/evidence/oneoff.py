@@ -13,12 +13,11 @@ from slmkit.evidence.figures import Figure, exactly, unknown
 
 @dataclass(frozen=True)
 class OneOff:
-    """usd: in all, or unknown. parts: (what, US dollars). assumptions: sentences. prices: of an API, where a step of the chain names them."""
+    """usd: in all, or unknown. parts: (what, US dollars). assumptions: sentences."""
 
     usd: Figure
     parts: tuple[tuple[str, float], ...] = ()
     assumptions: tuple[str, ...] = ()
-    prices: dict[str, float] | None = None
 
 
 def given(usd: float) -> OneOff:
@@ -60,9 +59,9 @@ def of_chain(steps: list[dict[str, Any]], missing: list[str], usd_per_hour: floa
     if perhaps:
         notes.append(f"calls without an answer, perhaps billed, are the upper end: {perhaps:g} USD")
     if unsaid:
-        return OneOff(unknown("; ".join(unsaid)), tuple(parts), tuple(notes), _prices(steps))
+        return OneOff(unknown("; ".join(unsaid)), tuple(parts), tuple(notes))
     total = sum(usd for _, usd in parts)
-    return OneOff(Figure(total, total, total + perhaps) if perhaps else exactly(total), tuple(parts), tuple(notes), _prices(steps))
+    return OneOff(Figure(total, total, total + perhaps) if perhaps else exactly(total), tuple(parts), tuple(notes))
 
 
 def _endpoint(config: Any) -> str | None:
@@ -77,7 +76,7 @@ def _endpoint(config: Any) -> str | None:
     return next((found for x in config.values() if (found := _endpoint(x))), None)
 
 
-def _prices(steps: list[dict[str, Any]]) -> dict[str, float] | None:
-    """The prices that the chain's steps recorded, where they agree."""
+def prices(steps: list[dict[str, Any]]) -> dict[str, float] | None:
+    """The prices of an API that some of these steps recorded; None where none did, or two do not agree."""
     found = [m["result"]["prices"] for m in steps if isinstance(m["result"].get("prices"), dict)]
     return found[0] if found and all(f == found[0] for f in found) else None

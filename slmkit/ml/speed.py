@@ -63,8 +63,9 @@ class InProcess:
 
 
 def measure(
-    answer: Runtime, prompts: list[Ids], asked: Speed, peak: Callable[[], int | None] = lambda: None, told: Callable[[int], None] = lambda _: None
-) -> dict[str, Any]:
+    answer: Runtime, prompts: list[Ids], asked: Speed, peak: Callable[[], int | None] = lambda: None, told: Callable[[int], None] = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:  # fmt: skip
     """Latency at batch 1 and throughput by size of batch, each figure a median with its interval; peak memory by size.
 
     peak: bytes at most since it was last called, None where that cannot be known. told: hears of each round.
@@ -75,8 +76,8 @@ def measure(
     for size in asked.batch_sizes:
         answer(_take(prompts, at, size), min(WARM_TOKENS, asked.new_tokens))
     alone = -(-asked.requests // asked.repeats)
-    started, rounds = time.perf_counter(), 0
-    while rounds < asked.repeats and (rounds < FEWEST_ROUNDS or time.perf_counter() - started < asked.seconds):
+    started, rounds = clock(), 0
+    while rounds < asked.repeats and (rounds < FEWEST_ROUNDS or clock() - started < asked.seconds):
         for size in asked.batch_sizes if rounds % 2 == 0 else reversed(asked.batch_sizes):
             peak()
             for _ in range(alone if size == 1 else 1):
