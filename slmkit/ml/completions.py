@@ -103,7 +103,8 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     endless = body.get("ignore_eos") or False  # as vLLM has it: answers of one length, for measuring
     if not isinstance(endless, bool):
         raise BadRequest(f"`ignore_eos` should be true or false, this is {endless!r}", "ignore_eos")
-    common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0), "top_p": _number(body, "top_p", 0, 1, 1.0),
+    common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
+              "top_p": _number(body, "top_p", 0, 1, 1.0),
               "stop": stop, "top_logprobs": top, "echo": echo, "numbered": bool(body.get("return_tokens_as_token_ids"))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     return [Ask(ids, most, seed=None if seed is None else abs(seed) + k, **common) for k in range(n)]

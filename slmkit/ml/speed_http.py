@@ -59,11 +59,26 @@ class OverHttp:
             self.kept.connection = kind(self.url.netloc, timeout=TIMEOUT)
         return self.kept.connection
 
+    def _reply(self, body: str) -> http.client.HTTPResponse:
+        """A connection that was kept may have been closed by the server meanwhile: then another is opened, once."""
+        connection = self._connection()
+        try:
+            try:
+                return self._post(connection, body)
+            except ConnectionError:
+                connection.close()
+                return self._post(connection, body)
+        except OSError as e:
+            connection.close()
+            raise StepFailed(f"the endpoint {self.url.geturl()} cannot be reached: {e}") from None
+
+    def _post(self, connection: http.client.HTTPConnection, body: str) -> http.client.HTTPResponse:
+        connection.request("POST", f"{self.url.path}/completions", body, {"Content-Type": "application/json"})
+        return connection.getresponse()
+
     def _ask(self, body: str, started: float) -> tuple[float, float, int]:
         """(seconds until the first token, until the last, tokens written)."""
-        connection = self._connection()
-        connection.request("POST", f"{self.url.path}/completions", body, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
+        reply = self._reply(body)
         if reply.status != 200:
             raise StepFailed(f"the endpoint answers {reply.status}: {reply.read().decode(errors='replace')[:300]}")
         first, last, said = 0.0, 0.0, b""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
-from slmkit.errors import UsageError
+from slmkit.errors import StepFailed, UsageError
 from slmkit.evidence.timing import Batch
 from slmkit.ml import models, speed
+from slmkit.ml.speed_http import OverHttp
 from slmkit.ml.writer import Writer
 from slmkit.steps._speed import Speed
 from tests.ml.conftest import chats, write_jsonl
@@ -74,6 +77,40 @@ def test_it_ends_where_the_time_is_used_up() -> None:
 
     assert rounds(55.0) == 8, "the sixth look at the clock is past it, and the first is after the rounds that are made in any case"
     assert rounds(0.5) == speed.FEWEST_ROUNDS and rounds(1e6) == 50
+
+
+CHUNKS = [{"choices": [{"text": "a"}], "usage": None}, {"choices": [{"text": "b"}]}, {"choices": [], "usage": {"completion_tokens": 2}}]
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """Answers a request, and closes the connection afterwards without having said so, as a server does that was kept waiting."""
+
+    protocol_version, heard = "HTTP/1.1", []
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        body = b"".join(b"data: " + json.dumps(c, separators=(",", ":")).encode() + b"\n\n" for c in CHUNKS) + b"data: [DONE]\n\n"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+    server = HTTPServer(("127.0.0.1", 0), Forgetful)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = OverHttp(f"http://127.0.0.1:{server.server_port}/v1", "m", own_ends=False, most=1)
+    assert [client([(1, 2, 3)], 2).wrote for _ in range(3)] == [(2,)] * 3
+    asked = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 2, "temperature": 0, "stream": True, "ignore_eos": True}
+    assert Forgetful.heard == [asked | {"stream_options": {"include_usage": True}}] * 3
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(StepFailed, match="cannot be reached"):
+        client([(1, 2, 3)], 2)
 
 
 @pytest.fixture(scope="module")
