@@ -40,7 +40,9 @@ def reckon(store: Path, named: Named, model: str | None, block: dict[str, Any], 
     result = manifest["result"]
     if model is not None and model not in result["scores"]:
         raise UsageError(f"{named.text} did not score `{model}`", mend=f"its models are {', '.join(result['scores'])}")
-    speeds = {n: s["measured"] for n, s in result.get("speed", {}).items() if "measured" in s and model in (n, None)}
+    told = result.get("speed", {})
+    order = dict.fromkeys([*(i["name"] for i in manifest["inputs"] if i["role"] == "models"), *told])  # the recipe's; a manifest's keys are sorted
+    speeds = {n: told[n]["measured"] for n in order if "measured" in told.get(n, {}) and model in (n, None)}
     if not speeds:
         raise UsageError(f"the speed of {model or 'no model'} was{' not' if model else ''} measured in {named.text}", mend=ANEW)
     said, home = parsed(laid_over(block, flags)), Store(named.artifact.path.parent)

@@ -64,7 +64,7 @@ def eval_of(*models: str, measured: dict | None = MEASURED) -> dict:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    """r/score has a base from elsewhere and `tuned`, for which a teacher was paid 3 USD and two steps took an hour and a half."""
+    """r/score has a base, `zero`, from elsewhere and `tuned`, for which a teacher was paid 3 USD and two steps took an hour and a half."""
     home = Store(tmp_path_factory.mktemp("cost") / "artifacts")
     config = {"config": {"teacher": {"model": "big", "base_url": "https://api"}}}
     paid = {"usd": 3.0, "prices": {"input": 2.0, "output": 10.0, "batch": 0.5}}
@@ -72,10 +72,10 @@ def store(tmp_path_factory) -> Store:
     looked_at = published(home, "merge", "other", {"a": 2}, {}, seconds=9999)
     sft = published(home, "train", "sft", {"a": 3}, {}, [entry("data", teach), entry("tasks", looked_at, witness=True)], 3600, "adapter")
     tuned = published(home, "merge", "tuned", {"a": 4}, {}, [entry("model", sft)], 1800)
-    base = {"role": "models", "name": "base", "uri": "demo:student", "fingerprint": None, "digest": "d"}
+    base = {"role": "models", "name": "zero", "uri": "demo:student", "fingerprint": None, "digest": "d"}
     block = {"usd_per_hour": 3.6, "idle": 0.5, "requests_per_day": 5000}
-    published(home, "eval", "score", {"a": 5}, eval_of("base", "tuned") | {"cost": block}, [base, entry("models", tuned)], type="scores")
-    published(home, "eval", "bare", {"a": 6}, eval_of("base", measured=None), [base], type="scores")
+    published(home, "eval", "score", {"a": 5}, eval_of("tuned", "zero") | {"cost": block}, [base, entry("models", tuned)], type="scores")
+    published(home, "eval", "bare", {"a": 6}, eval_of("zero", measured=None), [base], type="scores")
     gone = entry("models", tuned) | {"fingerprint": "f" * 64}
     published(home, "eval", "orphan", {"a": 7}, eval_of("tuned"), [gone], type="scores")
     return home
@@ -94,9 +94,9 @@ def test_prices_of_the_block_of_the_chain_and_of_flags(capsys, store) -> None:
     assert tuned["given"]["api"] == {"input": 2.0, "output": 10.0} and figures["api_usd_per_thousand_requests"]["value"] == pytest.approx(0.51)
     assert figures["break_even_requests"]["value"] == pytest.approx(8.4 / 0.00011)
     assert figures["break_even_days"]["value"] == pytest.approx(8.4 / 0.00011 / 5000)
-    base = told(capsys, store, model="base")
-    assert list(base) == ["base"] and base["base"]["figures"]["usd_one_off"]["value"] == 0
-    assert base["base"]["given"]["api"] == {"input": 2.0, "output": 10.0}, "one API is to be replaced, by whichever of the models"
+    base = told(capsys, store, model="zero")
+    assert list(base) == ["zero"] and base["zero"]["figures"]["usd_one_off"]["value"] == 0
+    assert base["zero"]["given"]["api"] == {"input": 2.0, "output": 10.0}, "one API is to be replaced, by whichever of the models"
     other = told(capsys, store, "r/score:tuned", usd_per_hour=7.2, idle=0.0, batch=1, one_off_usd=1.0, api_input=1.0, training_usd_per_hour=1.0,
                  api_output=4.0, api_cached=0.5, cached_share=0.5, api_input_tokens=100.0, api_output_tokens=10.0, requests=1000.0,
                  input_tokens=400.0, output_tokens=21.0, requests_per_day=10.0)["tuned"]  # fmt: skip
@@ -111,15 +111,16 @@ def test_the_report_says_figures_intervals_reasons_and_assumptions(capsys, store
     cost("r/score", store=store.root)
     shown = capsys.readouterr().out
     assert "0.4 [0.2, 0.8]" in shown and "10 ms" in shown and "5.0 MB" in shown and "2.0 MB" in shown
+    assert shown.index("\nzero ") < shown.index("\ntuned "), "in the recipe's order"
     assert "say requests" in shown and "- distill `teach`: teacher: 3.0000 USD" in shown
     assert "of the paid hours 50% are idle" in shown and "idle would be" in shown
     assert shown.count("the machine that was measured costs") == 1, "what holds for all models is said once"
 
 
 @pytest.mark.parametrize(("ref", "options", "what"), [
-    ("r/bare", {}, "was measured in r/bare"), ("r/bare:base", {}, "the speed of base was not measured"),
+    ("r/bare", {}, "was measured in r/bare"), ("r/bare:zero", {}, "the speed of zero was not measured"),
     ("r/score", {"model": "x"}, "did not score `x`"),
-    ("r/score:base", {"model": "tuned"}, "names one model and --model another"), ("r/score", {"batch": 4}, "batch 4 was not measured"),
+    ("r/score:zero", {"model": "tuned"}, "names one model and --model another"), ("r/score", {"batch": 4}, "batch 4 was not measured"),
     ("r/score", {"idle": 1.0}, "--idle: "), ("r/score", {"api_input": 1.0}, "--api-output: "), ("r/score", {"step": "a"}, "no recipe"),
     ("r/score", {"api_input": 1.0, "api_output": 1.0, "cached_share": 0.5}, "belong together"), ("r/sft", {}, "not an eval"),
 ])  # fmt: skip
