@@ -13,8 +13,8 @@ import pytest
 from tests.support.cli import ROOT, Cli
 
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "rich", "yaml", "peft", "lm_eval", "trl", "bitsandbytes", "numpy", "jinja2", "matplotlib"}
-VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "gate", "report", "lock", "pin",
-         "gc", "schema", "doctor", "init", "quickstart", "reproduce"]
+VERBS = ["train", "merge", "quantize", "eval", "run", "plan", "data", "show", "ls", "diff", "verify", "compare", "cost", "gate", "report", "lock",
+         "pin", "gc", "schema", "doctor", "init", "quickstart", "reproduce"]
 
 
 def modules(cli: Cli, *words: str) -> set[str]:

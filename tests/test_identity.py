@@ -68,7 +68,8 @@ BASE = {
         "file": {"kind": "export", "model": "$tuned", "format": "gguf", "type": "f16", "fidelity": {"top1": 0.9}, "execution": {"threads": 1}},
         "score": {
             "kind": "eval", "models": ["$base", "$int4"], "tasks": ["task.yaml"], "fewshot": 0, "limit": 5, "chat": False, "seed": 1,
-            "expect": {"int4.t.acc": ">= 0.1"}, "inconclusive": "fail", "execution": {"batch_size": 4, "device": "cpu"},
+            "expect": {"int4.t.acc": ">= 0.1"}, "inconclusive": "fail",
+            "speed": {"new_tokens": 8}, "cost": {"usd_per_hour": 1.0}, "execution": {"batch_size": 4, "device": "cpu"},
         },
     },
 }
@@ -106,7 +107,7 @@ OTHER = {  # another valid value for every field
         "backend": "gptqmodel", "execution.device": "cuda", "execution.allow": ["leaks"],
     },
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "inconclusive": "pass",
-              "execution.batch_size": 2, "execution.device": "cuda"},
+              "how.speed": {"new_tokens": 9}, "how.cost": {"usd_per_hour": 2.0}, "execution.batch_size": 2, "execution.device": "cuda"},
 }
 BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis"}  # tried by test_each_objective_…, and test_each_part_of_a_short_task_…
 MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it

@@ -48,7 +48,7 @@ LAYERS = {
     "slmkit.rebuild": Layer((*PLANS, "slmkit.rebuild", "slmkit.engine")),
     "slmkit.data": Layer(("slmkit.data", "slmkit.errors", REGISTRY)),
     "slmkit.teach": Layer(("slmkit.teach", "slmkit.data", "slmkit.errors", "slmkit.events", REGISTRY), ("slmkit.ml",)),
-    "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.errors", REGISTRY), heavy_at_top=True),
+    "slmkit.ml": Layer(("slmkit.ml", "slmkit.data", "slmkit.teach", "slmkit.evidence", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.serve": Layer(("slmkit.serve", "slmkit.ml", "slmkit.errors", REGISTRY), heavy_at_top=True),
     "slmkit.demo": Layer(("slmkit.demo", "slmkit.errors"), ("slmkit.ml",), heavy_at_top=True),
     "slmkit.demo.project": Layer(("slmkit.demo", "slmkit.recipe", "slmkit.errors")),  # writes a recipe and its schema for `init`

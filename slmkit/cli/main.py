@@ -12,7 +12,7 @@ import sys
 import typer
 
 from slmkit import __version__
-from slmkit.cli import again, compare, data, flags, gate, look, report, serve, tend, verbs
+from slmkit.cli import again, compare, cost, data, flags, gate, look, report, serve, tend, verbs
 from slmkit.cli.out import Terminal, open_closed_streams, stop_on_signals
 from slmkit.errors import SlmkitError, UsageError
 from slmkit.steps import _registry
@@ -30,8 +30,8 @@ Exit: 0 done, 1 a step failed, 2 wrong command line or recipe, 3 a check said no
 """
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 OTHERS = {
-    **verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **again.COMMANDS, **compare.COMMANDS, **gate.COMMANDS, **report.COMMANDS,
-    **tend.COMMANDS,
+    **verbs.COMMANDS, **data.COMMANDS, **serve.COMMANDS, **look.COMMANDS, **again.COMMANDS, **compare.COMMANDS, **cost.COMMANDS, **gate.COMMANDS,
+    **report.COMMANDS, **tend.COMMANDS,
 }  # fmt: skip
 
 

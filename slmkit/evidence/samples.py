@@ -107,6 +107,22 @@ def load(folder: Path, model: str, task: str, label: str | None = None) -> Sampl
     return Samples(label or model, task, path, rows, values)
 
 
+def asked(folder: Path) -> tuple[list[str], list[str]]:
+    """One model's samples of all tasks as texts: the prompt of every question, and its answer where it was written (not chosen among several)."""
+    prompts: dict[tuple[str, int], str] = {}
+    answers: dict[tuple[str, int], str] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                key = path.name, int(row["doc_id"])
+                prompts.setdefault(key, row["prompt"])
+                first = row["resps"][0] if isinstance(row.get("resps"), list) and row["resps"] else None
+                first = first[0] if isinstance(first, list) and first else first
+                if isinstance(first, str):
+                    answers.setdefault(key, first)
+    return list(prompts.values()), list(answers.values())
+
+
 def value_of(value: Any) -> Any:
     """A float where it is one; numpy's numbers were written as text. A list stays one, of such."""
     if isinstance(value, list):

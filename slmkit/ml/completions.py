@@ -17,8 +17,8 @@ from slmkit.ml.writer import Ask, Token, Wrote
 
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
 SAMPLING = {"temperature", "top_p", "seed", "stop", "n"}
-CHAT = HARMLESS | SAMPLING | {"messages", "tools", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"}
-PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of", "return_tokens_as_token_ids"}
+CHAT = HARMLESS | SAMPLING | {"messages", "tools", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format", "ignore_eos"}
+PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of", "return_tokens_as_token_ids", "ignore_eos"}
 NEUTRAL = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,),
            "suffix": ("",), "best_of": (1,), "modalities": (["text"],)}  # fmt: skip
 """Parameters that are accepted with the values that change nothing."""
@@ -100,7 +100,11 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     stop = body.get("stop") or []
     stop = (stop,) if isinstance(stop, str) else tuple(s for s in stop if s)
     seed = _integer(body, "seed", -(2**63), 2**63, None)
-    common = {"ends": speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0), "top_p": _number(body, "top_p", 0, 1, 1.0),
+    endless = body.get("ignore_eos") or False  # as vLLM has it: answers of one length, for measuring
+    if not isinstance(endless, bool):
+        raise BadRequest(f"`ignore_eos` should be true or false, this is {endless!r}", "ignore_eos")
+    common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
+              "top_p": _number(body, "top_p", 0, 1, 1.0),
               "stop": stop, "top_logprobs": top, "echo": echo, "numbered": bool(body.get("return_tokens_as_token_ids"))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     return [Ask(ids, most, seed=None if seed is None else abs(seed) + k, **common) for k in range(n)]

@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.ml import cards, models, results, task_specs
+from slmkit.ml import speed as measuring
 from slmkit.ml.subjects.kept import Kept, Resumed
 from slmkit.steps import _expect
 from slmkit.steps._step import Context, Given, Result
@@ -57,11 +58,12 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
     settings = {"fewshot": config.fewshot, "limit": config.limit, "chat": config.chat, "seed": config.seed}
     kept = {key: said[key] for key in ("scores", "size_bytes", "hashes")}
     models.write_json(ctx.out / "results.json", kept | {"config": settings})
+    before = [s["measured"]["peak_memory_before_bytes"] for s in said["speed"].values() if "measured" in s]  # measuring begins the mark anew
     scored = sorted({t for by_task in said["scores"].values() for t in by_task})
     return Result(
         {k: v for k, v in said.items() if v},
         card=cards.scored(given, said["scores"], scored),
-        cost={"peak_memory_bytes": models.peak_memory(where)},
+        cost={"peak_memory_bytes": max([models.peak_memory(where), *before])},
         seed=config.seed,
         determinism="none" if config.apis else "exact" if where.type == "cpu" else "seeded",
     )
@@ -96,6 +98,8 @@ def _of_model(ctx: Context, config: Any, given: Given, where: torch.device, spec
     scored = _score(ctx, config, given.name, subject, specs)
     subject.kept.close()
     speed = {"tokens_per_second": lm.tokens / max(lm.seconds, 1e-9), "seconds": time.perf_counter() - started}
+    if config.speed is not None:
+        speed["measured"] = measuring.in_eval(ctx, config.speed, lm, given, where)
     more = {"cut_questions": subject.cut} if subject.cut else {}
     return scored | {"speed": speed, "size_bytes": models.weight_bytes(given), "chat_template_sha256": template} | more
 

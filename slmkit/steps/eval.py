@@ -20,7 +20,8 @@ from pydantic import Field, field_validator, model_validator
 from slmkit.errors import UsageError
 from slmkit.steps import _expect, _sight, _tasks
 from slmkit.steps._fields import Device, Ref, Seed, TaskRef
-from slmkit.steps._step import Born, Check, Context, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._speed import Cost, Speed, unmet  # noqa: F401 (unmet is a hook of the kind)
+from slmkit.steps._step import Born, Check, Context, How, Result, StepConfig, StepExecution, Takes
 from slmkit.steps._task_form import Task
 from slmkit.steps._teacher import Api
 
@@ -56,6 +57,10 @@ class Config(StepConfig):
     one-sided 95 % interval that the questions leave open; `== 1`, or a bound that ends in `point`, on the value."""
     inconclusive: Annotated[Literal["fail", "pass"], Born("fail")] = "fail"
     """What becomes of a bound that the questions are too few to decide: fail (exit 3), or pass, with a warning."""
+    speed: Annotated[Speed | None, How()] = None
+    """Measure latency, throughput and memory too: `{}`, or `{new_tokens: 64, batch_sizes: [1, 8, 32]}`. Changes no score; see docs/cost.md."""
+    cost: Annotated[Cost | None, How()] = None
+    """What `slmkit cost` reckons with, where it is not told otherwise: `{usd_per_hour: 1.2, idle: 0.3, api: {input: 0.25, output: 2.0}}`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +82,10 @@ class Config(StepConfig):
     def _read(self) -> Config:
         if self.inconclusive != "fail" and not self.expect:
             raise ValueError("`inconclusive` is read where there is an `expect`; give one, or leave it out")
+        if self.cost is not None and self.speed is None:
+            raise ValueError("`cost` is reckoned from speed that was measured; give `speed: {}` too, or leave it out")
+        if self.cost is not None and self.cost.batch is not None and self.cost.batch not in self.speed.batch_sizes:
+            raise ValueError(f"`cost.batch` is {self.cost.batch}, and speed.batch_sizes are {', '.join(map(str, self.speed.batch_sizes))}")
         if not self.models and not self.apis:
             raise ValueError("`models` is empty: name what is to be scored, here or in `apis`")
         if self.apis and not self.chat:
@@ -124,6 +133,8 @@ def run(ctx: Context, config: Config) -> Result:
     from slmkit.ml import harness
 
     result = harness.evaluate(ctx, config, expected)
+    if config.cost is not None:
+        result = replace(result, values=result.values | {"cost": config.cost.model_dump(mode="json", exclude_none=True)})
     return replace(result, checks=_checks(ctx, config, expected)) if expected else result
 
 

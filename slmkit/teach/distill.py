@@ -43,7 +43,7 @@ def run(ctx: Context, config: Any) -> Result:
         written = dataset.write(ctx.out, mode.made(job), job.fresh(None), config.validation, config.seed or 0)
         _told(ctx, desk, written)
         dataset.enough(written, config.min_kept)
-        values = _values(desk, written, prompts, seconds)
+        values = _values(config, desk, written, prompts, seconds)
         cost = {k: values[k] for k in ("tokens", "usd") if k in values}
         return Result(values, card(ctx, config, model, (job.template, job.judge_template), mode.ROWS, values, written), cost, "none", config.seed)
     finally:
@@ -170,7 +170,7 @@ def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
         ctx.log("warning", what=f"{sum(written.dropped.values())} of {written.made} rows were dropped ({told}); see {dataset.DROPPED}")
 
 
-def _values(desk: Desk, written: dataset.Written, prompts: Prompts | None, seconds: float) -> dict:
+def _values(config: Any, desk: Desk, written: dataset.Written, prompts: Prompts | None, seconds: float) -> dict:
     spent = desk.budget.spent
     values = {
         "rows": written.rows, "validation_rows": written.held_out, "rows_beside": dict(written.also) or None,
@@ -184,6 +184,7 @@ def _values(desk: Desk, written: dataset.Written, prompts: Prompts | None, secon
     if desk.budget.prices:
         values["usd"] = round(spent.usd, 6)
         values["usd_perhaps_billed"] = round(spent.lost_usd, 6)
+        values["prices"] = config.prices.model_dump(mode="json", exclude_none=True)  # they are not hashed, so the config does not record them
     return {k: v for k, v in values.items() if v is not None}
 
 

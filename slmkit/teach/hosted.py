@@ -34,7 +34,7 @@ def server(local: Given, name: str, execution: Any) -> Iterator[str]:
                 process.wait()
                 said.seek(0)
                 told = said.read().decode(errors="replace").strip()[-2000:]
-                raise StepFailed(f"the teacher could not be served: {told or f'it ended with {process.returncode}'}")
+                raise StepFailed(f"the model could not be served: {told or f'it ended with {process.returncode}'}")
             yield json.loads(line)["url"]
         finally:
             process.terminate()

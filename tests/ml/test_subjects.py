@@ -46,9 +46,13 @@ def test_an_export_scores_as_the_model_it_was_made_of(tmp_path, tiny, rows, kind
     exporter.run("export", {"model": "m"} | said, {"model": given(tiny, "model")}, {"threads": 1})
     both = [given(tiny, "model", name="before"), given(exporter.out, kind, name="after")]
     tasks = [form(rows), form(rows, "pick", metric=["acc", "f1_macro"]), form(rows, "stopped", stop=[" "])]
-    ran, result = evaluate(tmp_path / "e", both, tasks, {"batch_size": 1}, chat=True)
+    speed = {"new_tokens": 4, "batch_sizes": [1, 2], "repeats": 3, "requests": 6}
+    ran, result = evaluate(tmp_path / "e", both, tasks, {"batch_size": 1}, chat=True, speed=speed)
     assert result.values["scores"]["before"] == result.values["scores"]["after"]
     assert result.values["chat_template_sha256"]["before"] == result.values["chat_template_sha256"]["after"]
+    measured = result.values["speed"]["after"]["measured"]
+    assert set(measured["curve"]) == {"1", "2"} and measured["runtime"]["name"].startswith(("llama.cpp", "onnxruntime"))
+    assert step.unmet(step.Config(models=["m"], tasks=["t"], speed=speed), result.values) == []
     assert result.values["size_bytes"]["after"] > 10_000 and result.values["speed"]["after"]["tokens_per_second"] > 0
     for task in ("t", "pick", "stopped"):
         before, after = (read(ran.out, name, task) for name in ("before", "after"))

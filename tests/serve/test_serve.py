@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmkit import demo
+from slmkit.errors import StepFailed
 from tests.support.cli import ROOT, Cli
 
 NOTES = [json.loads(line) for line in demo.path("test").read_text().splitlines()[:24]]
@@ -115,7 +118,7 @@ def test_prompt_logprobs_are_the_models_own(server):
     ({"frequency_penalty": 1}, 400, "frequency_penalty"), ({"response_format": {"type": "json_object"}}, 400, "not constrained"),
     ({"temperature": "hot"}, 400, "temperature"), ({"messages": []}, 400, "messages"), ({"model": "other"}, 404, "student"),
     ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "context"), ({"max_tokens": 5000}, 400, "context"),
-    ({"nonsense": 1}, 400, "nonsense"),
+    ({"nonsense": 1}, 400, "nonsense"), ({"ignore_eos": "yes"}, 400, "ignore_eos"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused(server, body, status, told):
     request = {"model": "student", "messages": [{"role": "user", "content": "hi"}]} | body
@@ -123,6 +126,44 @@ def test_what_cannot_be_done_is_refused(server, body, status, told):
         urllib.request.urlopen(urllib.request.Request(f"{server.url}/chat/completions", json.dumps(request).encode()))
     said = json.loads(e.value.read())["error"]["message"]
     assert e.value.code == status and told in said
+
+
+def test_speed_over_http_counts_what_the_server_wrote(server):
+    """Answers of one length where ends are ignored; else the model's own, which are those that a client of the chat interface gets."""
+    from slmkit.ml.speed_http import OverHttp
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.path("teacher"))
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": r["note"]}], tokenize=False, add_generation_prompt=True) for r in NOTES[:4]]
+    prompts = [tuple(i) for i in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    forced = OverHttp(server.url, "student", own_ends=False, most=4)
+    started = time.perf_counter()
+    batch = forced(prompts, 90)
+    assert batch.wrote == (90,) * 4 and batch.read == tuple(map(len, prompts))
+    assert all(0 < f < last <= time.perf_counter() - started for f, last in zip(batch.first, batch.last, strict=True))
+    own = OverHttp(server.url, "student", own_ends=True, most=4)
+    told = [server.chat(row["note"], max_tokens=90).usage.completion_tokens for row in NOTES[:4]]
+    assert own(prompts, 90).wrote == tuple(told) and max(told) < 90
+    forced.close()
+    own.close()
+    with pytest.raises(StepFailed, match="the endpoint answers 404.*no model `nobody` here"):
+        OverHttp(server.url, "nobody", own_ends=True, most=1)(prompts[:1], 5)
+
+
+def test_a_streamed_token_does_not_wait_for_an_acknowledgement():
+    """Connections to the listener have Nagle's algorithm off: asyncio sees to it only where the listener says that it is TCP."""
+    from slmkit.serve.server import _listen
+
+    async def accepted() -> int:
+        heard: asyncio.Future = asyncio.get_running_loop().create_future()
+        listener = _listen("127.0.0.1", 0)
+        at = await asyncio.start_server(lambda _, writer: heard.set_result(writer.get_extra_info("socket")), sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        off = (await heard).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+        at.close()
+        return off
+
+    assert asyncio.run(accepted())
 
 
 def test_lm_eval_scores_over_it_as_it_scores_the_model(server, tmp_path):

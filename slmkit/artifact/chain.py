@@ -1,0 +1,29 @@
+"""What an artifact was made from: the artifacts of its inputs, and of theirs, as their manifests say; found again in a store."""
+
+from __future__ import annotations
+
+from slmkit.artifact.manifest import Artifact
+from slmkit.artifact.store import Store
+
+
+def below(store: Store, inputs: list[dict]) -> tuple[list[Artifact], list[str]]:
+    """(all artifacts that these inputs were made from, their own first, each once; what is recorded and no longer in the store).
+
+    inputs: entries of a manifest's `inputs`. What was only looked at (a witness) made nothing.
+    """
+    there = {a.fingerprint: a for a in store.artifacts()}
+    found: dict[str, Artifact] = {}
+    missing: dict[str, str] = {}
+    waiting = list(inputs)
+    while waiting:
+        one = waiting.pop(0)
+        mark = one.get("fingerprint")
+        if not mark or one.get("witness") or mark in found or mark in missing:
+            continue
+        made = there.get(mark)
+        if made is None:
+            missing[mark] = f"{one['name']} ({one['uri']})"
+        else:
+            found[mark] = made
+            waiting += made.manifest["inputs"]
+    return list(found.values()), list(missing.values())

@@ -1,0 +1,103 @@
+"""Speed and cost of models told: a table of each for a terminal, what making them took, and the assumptions, each said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from slmkit.evidence.cost import Reckoning
+from slmkit.evidence.figures import Figure
+from slmkit.evidence.oneoff import OneOff
+from slmkit.steps._speed import Cost
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One model: its record of speed, what was said of prices, what making it took, and what comes of these."""
+
+    name: str
+    measured: dict[str, Any]
+    size_bytes: int | None
+    said: Cost
+    made: OneOff
+    reckoned: Reckoning
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        speed = {k: self.measured[k] for k in ("latency", "curve", "mix", "runtime", "peak_memory_bytes") if k in self.measured}
+        given = self.said.model_dump(mode="json", exclude_none=True)
+        parts = [{"what": what, "usd": usd} for what, usd in self.made.parts]
+        return {"size_bytes": self.size_bytes, "speed": speed, "given": given, "one_off": parts, **self.reckoned.record()}
+
+
+ROWS = {
+    "usd_per_million_input_tokens": "USD / million input tokens", "usd_per_million_output_tokens": "USD / million output tokens",
+    "usd_per_million_tokens": "USD / million tokens of this mix", "usd_per_thousand_requests": "USD / 1,000 requests",
+    "usd_one_off": "USD once, for making it", "usd_per_million_tokens_with_one_off": "USD / million tokens, with that",
+    "usd_per_thousand_requests_with_one_off": "USD / 1,000 requests, with that",
+    "api_usd_per_million_tokens": "API: USD / million tokens of this mix",
+    "api_usd_per_thousand_requests": "API: USD / 1,000 requests",
+    "break_even_requests": "pays from request", "break_even_tokens": "pays from token", "break_even_days": "pays after days",
+    "requests_per_day_of_a_machine": "requests a day, at most",
+    "break_even_requests_per_day_of_a_machine": "requests a day that pay for a machine",
+}  # fmt: skip
+
+
+def lines(manifest: dict[str, Any], bills: list[Bill]) -> list[str]:
+    """The whole report."""
+    ran, environment = bills[0].measured.get("runtime", {}), manifest.get("environment", {})
+    where = ", ".join(str(x) for x in (ran.get("name"), ran.get("device"), f"{ran.get('threads')} threads", environment.get("platform")) if x)
+    out = [f"speed, measured {manifest['run'].get('finished', '')[:10]} ({where})", *_columns(_speed(bills)), ""]
+    out += _columns([("cost", *(f"{b.name} (batch {b.reckoned.batch})" for b in bills)), *_costs(bills)])
+    reasons = list(dict.fromkeys(f.why for b in bills for f in b.reckoned.figures.values() if f.why))
+    out += ["", "not known, or none:", *(f"- {why}" for why in reasons)] if reasons else []
+    for bill in bills:
+        if bill.made.parts:
+            out += ["", f"{bill.name} took, once:", *(f"- {what}: {usd:,.4f} USD" for what, usd in bill.made.parts)]
+    shared = [a for a in bills[0].reckoned.assumptions if all(a in b.reckoned.assumptions for b in bills)]
+    out += ["", "assumed:", *(f"- {a}" for a in shared)]
+    out += [f"- {b.name}: {a}" for b in bills for a in b.reckoned.assumptions if a not in shared]
+    return out
+
+
+def _speed(bills: list[Bill]) -> list[tuple[str, ...]]:
+    sizes = list(dict.fromkeys(s for b in bills for s in b.measured["curve"]))
+    rates = [f"{side}/s ×{s}" for side in ("in", "out") for s in sizes]
+    rows: list[tuple[str, ...]] = [("model", "first token p50", "p95", "a token p50", "p95", *rates, "memory", "size")]
+    for b in bills:
+        latency = [b.measured["latency"].get(k) for k in ("time_to_first_token", "time_per_token")]
+        times = [f"{1000 * x[p]['value']:.3g} ms" if x else "" for x in latency for p in ("p50", "p95")]
+        rates = [_rate(b.measured["curve"].get(s, {}).get(f"{side}_tokens_per_second")) for side in ("input", "output") for s in sizes]
+        rows.append((b.name, *times, *rates, _bytes(b.measured.get("peak_memory_bytes")), _bytes(b.size_bytes)))
+    return rows
+
+
+def _rate(figure: dict[str, float] | None) -> str:
+    return f"{figure['value']:,.0f}" if figure else ""
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def _costs(bills: list[Bill]) -> list[tuple[str, ...]]:
+    """The rows of which at least one model has a figure, or an end of one."""
+    told = [(label, *(_figure(b.reckoned.figures[key]) for b in bills)) for key, label in ROWS.items()]
+    return [row for row in told if any(row[1:])]
+
+
+def _figure(f: Figure) -> str:
+    if not f.known:
+        return "never" if f.why and f.why.startswith("never") else ""
+    if f.low == f.high:
+        return _number(f.value)
+    return f"{_number(f.value)} [{_number(f.low)}, {_number(f.high) if f.high is not None else 'never'}]"
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows]
