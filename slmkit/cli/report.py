@@ -49,11 +49,11 @@ def report(
 
 def render(store: Path, refs: list[str], format_: str) -> str:
     """The report's text. Raises UsageError for what is no artifact, CheckFailed for an eval whose files were altered."""
-    from slmkit.cli import evals, main
+    from slmkit.cli import evals
     from slmkit.report.gather import gather
 
     asked = list({a.path: a for a in (evals.resolve(store, text) for text in refs)}.values())
-    gathered = gather(asked, _finder(store, asked), "reproduce" in main.OTHERS)
+    gathered = gather(asked, _finder(store, asked))
     if format_ == "json":
         return js.dumps(gathered.plain(), indent=1, allow_nan=False) + "\n"
     if format_ == "md":

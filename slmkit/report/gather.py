@@ -36,8 +36,8 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(asked: list[Artifact], find: Callable[[str], Artifact | None], reproduce: bool = False) -> Report:
-    """find: fingerprint → artifact, or None. reproduce: there is a verb of that name to tell of.
+def gather(asked: list[Artifact], find: Callable[[str], Artifact | None]) -> Report:
+    """find: fingerprint → artifact, or None.
 
     Raises CheckFailed where an eval's files were altered.
     """
@@ -59,7 +59,7 @@ def gather(asked: list[Artifact], find: Callable[[str], Artifact | None], reprod
         schema=SCHEMA, slmkit=slmkit.__version__, title=" and ".join(f"{a.manifest['recipe']}/{a.name}" for a in asked),
         refs=tuple(a.path.name for a in asked), headline=tuple(told), notes=(*notes, *unread, *found.notes, *more), checks=tuple(found.checks),
         steps=tuple(steps), models=tuple(found.models), scores=tuple(found.rows), differences=tuple(found.differences), curves=curves, xrays=xrays,
-        teaching=tuple(teaching), fidelity=certificates, samples=tuple(found.samples), recipes=tuple(_recipes(asked, steps, there, reproduce)),
+        teaching=tuple(teaching), fidelity=certificates, samples=tuple(found.samples), recipes=tuple(_recipes(asked, steps, there)),
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def _records(steps: list[Step], there: dict[str, Artifact]) -> tuple[tuple, list
     return (tuple(curves), tuple(xrays), tuple(certificates)), notes
 
 
-def _recipes(asked: list[Artifact], steps: list[Step], there: dict[str, Artifact], reproduce: bool) -> list[Recipe]:
+def _recipes(asked: list[Artifact], steps: list[Step], there: dict[str, Artifact]) -> list[Recipe]:
     """Each recipe's text once, with what makes its steps again."""
     by_text: dict[tuple[str, tuple[str, ...]], list[Step]] = {}
     for step in steps:
@@ -202,6 +202,6 @@ def _recipes(asked: list[Artifact], steps: list[Step], there: dict[str, Artifact
         commands = ["slmkit lock recipe.yaml"] if "hf:" in text else []
         commands += [f"slmkit run recipe.yaml {s.name}{changed}" for s in wanted]
         commands += [f"slmkit verify {s.id}" for s in made]
-        commands += [f"slmkit reproduce {s.id} --env" for s in wanted] if reproduce else []
+        commands += [f"slmkit reproduce {s.id} --env" for s in wanted]
         out.append(Recipe(made[0].recipe or "", text, tuple(s.id for s in made), tuple(commands)))
     return out

@@ -206,7 +206,7 @@ def test_tokens_a_second_are_those_of_the_phase_that_makes_them() -> None:
 
 @pytest.mark.parametrize(("part", "said", "why"), [
     (Speed, {"batch_sizes": [2, 4]}, "lacks 1"), (Speed, {"batch_sizes": [1, 4, 2]}, "go up"),
-    (Api, {"input": 1, "output": 1, "cached": 1}, "belong together"), (Cost, {"idle": 1.0}, "less than 1"),
+    (Charges, {"input": 1, "output": 1, "cached": 1}, "belong together"), (Cost, {"idle": 1.0}, "less than 1"),
     (Speed, {"new_tokens": 1}, "greater than or equal to 2"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(part, said, why) -> None:

@@ -61,7 +61,8 @@ def test_the_chain_is_drawn_in(whole):
     assert made_of == [("model", steps["sft"].id, False), ("probes", steps["teach"].id, True)]
     assert steps["score"].command == "slmkit run 'a b.yaml'" and steps["score"].commit == "dddddddddddd with changes"
     assert steps["sft"].config["method"] == "qlora"
-    assert whole.recipes[0].commands == ("slmkit run recipe.yaml score", *(f"slmkit verify {s.id}" for s in whole.steps))
+    assert whole.recipes[0].commands == ("slmkit run recipe.yaml score", *(f"slmkit verify {s.id}" for s in whole.steps),
+                                         f"slmkit reproduce {steps['score'].id} --env")
     assert whole.notes == ()
     assert whole.curves[0].loss[0] == (1, 3.1) and whole.curves[0].validation == ((30, 0.4), (60, 0.3)) and len(whole.fidelity) == 2
     seen = whole.xrays[0]
