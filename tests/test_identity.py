@@ -109,7 +109,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "inconclusive": "pass",
               "how.speed": {"new_tokens": 9}, "how.cost": {"usd_per_hour": 2.0}, "execution.batch_size": 2, "execution.device": "cuda"},
 }
-BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis"}  # tried by test_each_objective_…, and test_each_part_of_a_short_task_…
+BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis", "judge"}  # tried by test_each_objective_…, and test_each_part_of_a_short_task_…
 MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it
 
 
@@ -310,6 +310,19 @@ def test_each_part_of_a_short_task_and_of_an_endpoint_moves_it(folder: Path) -> 
     found = [other(task | {key: value}, api) for key, value in changes.items()]
     found += [other(task, api | {key: value}) for key, value in {"model": "n", "temperature": 1.0, "extra": {"top_k": 1}, "base_url": "http://x"}.items()]
     assert len(seen | set(found)) == 1 + len(found)
+    judged = task | {"metric": "judge", "rubric": "r"}
+    del judged["pattern"], judged["json_schema"]
+
+    def verdict(judge: dict, task: dict = judged) -> str:
+        step = body["steps"]["score"] | {"tasks": [task], "judge": judge}
+        return prints(folder, body | {"steps": {"score": step}})["score"]
+
+    judge = {"teacher": {"model": "m"}}
+    moved = [verdict(judge), verdict(judge, judged | {"rubric": "s"}), verdict({"teacher": {"model": "n"}})]
+    moved += [verdict(judge | {key: value}) for key, value in {"side_by_side": True, "temperature": 1.0, "max_tokens": 9}.items()]
+    assert len(set(moved)) == len(moved)
+    paid = {"concurrency": 2, "budget": {"requests": 5}, "prices": {"input": 1, "output": 1}}
+    assert {verdict(judge | {key: value}) for key, value in paid.items()} == {moved[0]}
     how = {"concurrency": 2, "budget": {"requests": 5}, "prices": {"input": 1, "output": 1}, "api_key_env": "K", "limit_key": "max_completion_tokens"}
     assert {other(task, api | {key: value}) for key, value in how.items()} == seen
     os.rename(folder / "t.csv", folder / "u.csv")

@@ -18,6 +18,7 @@ from slmkit.steps._step import Given
 from slmkit.steps._task_form import Task
 
 LM_EVAL = ("bleu", "chrf", "acc", "acc_norm")  # metrics that are lm-eval's own, with its aggregation
+JUDGE = "judge"  # a teacher's, asked when all answers are there: slmkit/ml/judged.py
 AGGREGATED = {"bleu": "bleu", "chrf": "chrf"}
 WHOLE = r"(?s)\A\s*(.*?)\s*\Z"
 CONVERSATION = "\x1eslmkit:conversation\x1e"
@@ -31,7 +32,7 @@ def write(given: Given, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     labels = asked.labels(task, found)
     _parquet(folder / f"{task.name}.parquet", [_row(task, q, labels) for q in found])
-    metrics = [m for m in task.metric if not (task.generated and m in LM_EVAL)]
+    metrics = [m for m in task.metric if not (task.generated and m in (*LM_EVAL, JUDGE))]
     imported = f"from slmkit.data.metrics import {', '.join(_imports(task, metrics))}\n"
     chosen = f"\nchosen = chosen_by({', '.join(map(repr, task.metric))})\n" if not task.generated else ""
     if metrics:
@@ -81,7 +82,8 @@ def _document(task: Task, labels: list[str] | None) -> dict[str, Any]:
     else:
         out |= {"output_type": "multiple_choice", "doc_to_target": "label", "doc_to_choice": "choices"}
         out["process_results"] = _Function(f"{_module(task)}.chosen")
-    out["metric_list"] = [_metric(task, m, labels) for m in task.metric]
+    listed = [_metric(task, m, labels) for m in task.metric if m != JUDGE]
+    out["metric_list"] = listed or [{"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}]  # lm-eval wants one
     return out | {"metadata": {"version": 1}}
 
 

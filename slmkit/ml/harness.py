@@ -55,18 +55,30 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
         ctx.log("scores", name=name, scores=said["scores"][name])
         models.free()
     ctx.progress(len(names), len(names), "scoring")
+    verdicts = _judged(ctx, config, names, said["scores"]) if config.judge else {}
     settings = {"fewshot": config.fewshot, "limit": config.limit, "chat": config.chat, "seed": config.seed}
     kept = {key: said[key] for key in ("scores", "size_bytes", "hashes")}
     models.write_json(ctx.out / "results.json", kept | {"config": settings})
     before = [s["measured"]["peak_memory_before_bytes"] for s in said["speed"].values() if "measured" in s]  # measuring begins the mark anew
     scored = sorted({t for by_task in said["scores"].values() for t in by_task})
     return Result(
-        {k: v for k, v in said.items() if v},
+        {k: v for k, v in said.items() if v} | verdicts,
         card=cards.scored(given, said["scores"], scored),
         cost={"peak_memory_bytes": max([models.peak_memory(where), *before])},
         seed=config.seed,
-        determinism="none" if config.apis else "exact" if where.type == "cpu" else "seeded",
+        determinism="none" if config.apis or config.judge else "exact" if where.type == "cpu" else "seeded",
     )
+
+
+def _judged(ctx: Context, config: Any, names: list[str], scores: dict) -> dict[str, Any]:
+    """Has the judge score the answers of the tasks that want it; what it cost."""
+    from slmkit.ml import judged
+
+    found, told = judged.judge(ctx, config.judge, config.judged, names, config.seed)
+    for name, by_task in found.items():
+        for task, values in by_task.items():
+            scores[name][task] = dict(sorted((scores[name][task] | values).items()))
+    return {"judge": told}
 
 
 def _check_templates(given: tuple[Given, ...]) -> None:

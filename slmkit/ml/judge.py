@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from slmkit.ml import asking
 from slmkit.steps._step import Context
-from slmkit.teach import calls, draws, judging, ledger, templates
-from slmkit.teach.budget import Budget, Limits, Prices
-from slmkit.teach.calls import Manners
-from slmkit.teach.desk import Desk
-from slmkit.teach.endpoint import Route
+from slmkit.teach import draws, judging, templates
 from slmkit.teach.replies import Unreadable
 from slmkit.teach.request import Request
 
-MANNERS = Manners(concurrency=32)
-TIMEOUT = 120.0  # seconds for a verdict
+CONCURRENCY = 32
 SCALE = judging.Scale(0, 10)
 FIRST, RETRIED, AGAIN = 0, 1, 2  # trials, and the sample numbers of their requests
 COUNTS = ("judged", "alike", "dropped", "retried", "twice", "pairs", "pairs_agreed")
@@ -46,17 +41,8 @@ class Judge:
 
     def __init__(self, ctx: Context, said: Any, name: str, seed: int):
         self.said, self.seed, self.template = said, seed, templates.load("rank", None)
-        teacher = said.teacher
-        key = ctx.secret(teacher.api_key_env) if teacher.api_key_env else None
-        self.route = Route(teacher.base_url, key, teacher.api_key_env, TIMEOUT)
-        account = ctx.state / f"account-{name}"
-        if not account.exists():
-            account.write_text(secrets.token_hex(8))
-        who = ledger.identity(teacher.base_url, teacher.model)
-        self.book = ledger.Ledger(ledger.file_of(ctx.ledgers, who), account.read_text())
-        limits = Limits(said.budget.usd, said.budget.tokens, said.budget.requests) if said.budget else Limits()
-        prices = Prices(said.prices.input, said.prices.output, said.prices.cached) if said.prices else None
-        self.desk = Desk(self.book, Budget(limits, prices, self.book.spent))
+        self.asking = asking.opened(ctx, name, said.teacher, said.budget, said.prices)
+        self.book, self.desk = self.asking.book, self.asking.desk
 
     def scores(self, groups: list[Group]) -> tuple[list[list[float]], dict[str, int]]:
         """What the answers of each group earn, from 0 to 1, and what happened (COUNTS). Raises CannotRun, OverBudget, UsageError."""
@@ -86,7 +72,7 @@ class Judge:
 
     def _ask(self, wanted: list[tuple[str, Group, int]], texts: dict[str, list[str]]) -> None:
         if wanted:
-            calls.carry(self.desk, iter([self._request(d, g, texts[d], trial)[0] for d, g, trial in wanted]), self.route, MANNERS)
+            self.asking.carry(iter([self._request(d, g, texts[d], trial)[0] for d, g, trial in wanted]), CONCURRENCY)
             self.desk.gave_up.clear()  # of this call; a group that comes again may be asked about again
 
     def _request(self, digest: str, group: Group, texts: list[str], trial: int) -> tuple[Request, list[int]]:
@@ -119,12 +105,10 @@ class Judge:
 
     def told(self, name: str) -> dict[str, int | float]:
         """What this run has paid for verdicts so far, earlier attempts of it too."""
-        spent = self.desk.budget.spent
-        values: dict[str, int | float] = {f"{name}_requests": spent.requests, f"{name}_tokens": spent.tokens, f"{name}_from_ledger": self.desk.hits}
-        return values | ({f"{name}_usd": round(spent.usd, 6)} if self.desk.budget.prices else {})
+        return {f"{name}_{key}": value for key, value in self.asking.told().items()}
 
     def close(self) -> None:
-        self.book.close()
+        self.asking.close()
 
 
 def summary(name: str, sums: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ def metrics(values: dict) -> dict[str, float]:
     found = {}
     for key, value in values.items():
         metric, comma, filter_name = key.partition(",")
-        if not comma or isinstance(value, bool | str):
+        if not comma or isinstance(value, bool | str) or metric == "bypass":
             continue
         error = metric.endswith("_stderr")
         metric = metric.removesuffix("_stderr") + ("" if filter_name == "none" else f"_{filter_name}")
@@ -30,7 +30,7 @@ def write_samples(folder: Path, samples: dict[str, list[dict]]) -> None:
     for task, rows in samples.items():
         with (folder / f"{task.replace('/', '_')}.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
-                kept = {k: row[k] for k in KEPT if k in row} | {m: row[m] for m in row.get("metrics", ()) if m in row}
+                kept = {k: row[k] for k in KEPT if k in row} | {m: row[m] for m in row.get("metrics", ()) if m in row and m != "bypass"}
                 kept["prompt"] = _prompt(row.get("arguments"))
                 file.write(json.dumps(kept, ensure_ascii=False, sort_keys=True, default=str) + "\n")
 

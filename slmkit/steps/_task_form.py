@@ -15,10 +15,10 @@ from slmkit.steps._step import Part
 
 GENERATED = (
     "exact_match", "f1_macro", "f1_weighted", "regex", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "numeric",
-    "json_valid", "schema_valid", "json_exact", "json_f1", "tool_name", "tool_call",
+    "json_valid", "schema_valid", "json_exact", "json_f1", "tool_name", "tool_call", "judge",
 )  # fmt: skip
 CHOSEN = ("acc", "acc_norm", "f1_macro", "f1_weighted")
-READS = {"tolerance": ("numeric",), "pattern": ("regex",), "json_schema": ("schema_valid",)}
+READS = {"tolerance": ("numeric",), "pattern": ("regex",), "json_schema": ("schema_valid",), "rubric": ("judge",)}
 """Which metrics read a key that only some read."""
 PARSED = {"numeric": "a number", "json_exact": "JSON", "json_f1": "a JSON object", "tool_name": "a call", "tool_call": "a call"}
 """What the right answers of a metric must be."""
@@ -49,7 +49,7 @@ class Task(Part):
     """The answers to choose from: `labels` (all right answers of the data), a list, or a column that holds one."""
     metric: list[str]
     """generate_until: exact_match, f1_macro, f1_weighted, regex, rouge1, rouge2, rougeL, bleu, chrf, numeric, json_valid, schema_valid, json_exact,
-    json_f1, tool_name, tool_call. multiple_choice: acc, acc_norm, f1_macro, f1_weighted."""
+    json_f1, tool_name, tool_call, judge. multiple_choice: acc, acc_norm, f1_macro, f1_weighted."""
     extract: str | None = None
     """A regular expression that finds the answer in what the model wrote (its first group): `"#### ([0-9.]+)"`. None: all of it, stripped."""
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 256
@@ -62,6 +62,9 @@ class Task(Part):
     """regex: what the whole answer must match."""
     json_schema: dict[str, Any] | None = None
     """schema_valid: the JSON Schema that the answer must satisfy."""
+
+    rubric: Annotated[str, Field(min_length=1)] | None = None
+    """judge: what a good answer is, in your words; who judges says the eval's `judge`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -72,9 +72,36 @@ class Api(Teacher):
 
     @model_validator(mode="after")
     def _priced(self) -> Api:
-        if self.budget is not None and self.budget.usd is not None and self.prices is None:
-            raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
-        return self
+        return _priced(self)
+
+
+class EvalJudge(Part):
+    """Who scores what the models write, for the metric `judge` of a task's short form."""
+
+    teacher: Teacher
+    """Who judges: `{model: gpt-5-mini, api_key_env: OPENAI_API_KEY}`, or what `slmkit serve` serves."""
+    side_by_side: bool = False
+    """Show all models' answers to a question at once, in two orders, and score them against each other. False: each answer alone."""
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
+    """Of the judge's sampling. None: not sent, for models that take no such parameter."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """The most tokens of a verdict."""
+    concurrency: Annotated[int, Field(ge=1, le=4096), How()] = 16
+    """The most requests at once."""
+    budget: Annotated[Budget | None, How()] = None
+    """The most that may be spent on verdicts."""
+    prices: Annotated[Prices | None, How()] = None
+    """What the judge charges, per million tokens."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> EvalJudge:
+        return _priced(self)
+
+
+def _priced(said: Any) -> Any:
+    if said.budget is not None and said.budget.usd is not None and said.prices is None:
+        raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
+    return said
 
 
 def _shape(value: Any) -> str:

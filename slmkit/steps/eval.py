@@ -23,7 +23,7 @@ from slmkit.steps._fields import Device, Ref, Seed, TaskRef
 from slmkit.steps._speed import Cost, Speed, unmet  # noqa: F401 (unmet is a hook of the kind)
 from slmkit.steps._step import Born, Check, Context, How, Result, StepConfig, StepExecution, Takes
 from slmkit.steps._task_form import Task
-from slmkit.steps._teacher import Api
+from slmkit.steps._teacher import Api, EvalJudge
 
 VERSION = 1
 TAKES = {
@@ -57,6 +57,8 @@ class Config(StepConfig):
     one-sided 95 % interval that the questions leave open; `== 1`, or a bound that ends in `point`, on the value."""
     inconclusive: Annotated[Literal["fail", "pass"], Born("fail")] = "fail"
     """What becomes of a bound that the questions are too few to decide: fail (exit 3), or pass, with a warning."""
+    judge: Annotated[EvalJudge | None, Born(None)] = None
+    """Who judges for tasks with the metric `judge`: `{teacher: {model: gpt-5-mini, api_key_env: OPENAI_API_KEY}, side_by_side: true}`."""
     speed: Annotated[Speed | None, How()] = None
     """Measure latency, throughput and memory too: `{}`, or `{new_tokens: 64, batch_sizes: [1, 8, 32]}`. Changes no score; see docs/cost.md."""
     cost: Annotated[Cost | None, How()] = None
@@ -93,8 +95,15 @@ class Config(StepConfig):
         self._tasks_fit()
         return self
 
+    @property
+    def judged(self) -> list[Task]:
+        return [t for t in self.tasks if isinstance(t, Task) and "judge" in t.metric]
+
     def _tasks_fit(self) -> None:
         """What a task's short form needs of the rest."""
+        if (self.judge is None) != (not self.judged):
+            lacks = "no task has the metric `judge`; leave out `judge:`" if self.judge else f"task `{self.judged[0].name}` needs `judge:`: who judges"
+            raise ValueError(lacks)
         for task in self.tasks:
             if isinstance(task, Task) and task.messages and (not self.chat or self.fewshot):
                 why = "`fewshot` shows single questions" if self.chat else "write `chat: true`"
@@ -113,9 +122,10 @@ class Execution(StepExecution):
 
 def blocked(config: Config, execution: Execution) -> str | None:
     """A key that is not set is known before anything runs."""
-    for name, api in config.apis.items():
-        if api.api_key_env and not os.environ.get(api.api_key_env):
-            return f"`apis.{name}.api_key_env`: ${api.api_key_env} is not set"
+    asked = {f"apis.{name}": api for name, api in config.apis.items()} | ({"judge.teacher": config.judge.teacher} if config.judge else {})
+    for place, teacher in asked.items():
+        if teacher.api_key_env and not os.environ.get(teacher.api_key_env):
+            return f"`{place}.api_key_env`: ${teacher.api_key_env} is not set"
     return None
 
 

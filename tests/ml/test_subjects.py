@@ -23,7 +23,7 @@ def form(path, name="t", **said):
     return given(path, "dataset", "tasks", name=name, columns=Task(**said))
 
 
-def evaluate(root, models, tasks, execution=None, **config):
+def evaluate(root, models, tasks, execution=None, /, **config):
     driver = Driver(root)
     models = tuple(models)
     return driver, driver.run("eval", {"models": ["m"] * len(models), "tasks": ["t"]} | config, {"models": models, "tasks": tuple(tasks)}, execution)
@@ -185,6 +185,32 @@ def test_a_conversation_is_rendered_whole_with_its_tools(tmp_path, tiny):
     assert sample["prompt"] == "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in talk) + "<|im_start|>assistant\n"
     with pytest.raises(ValueError, match="asks with conversations"):
         step.Config(models=["m"], tasks=[task.columns.model_dump(exclude_unset=True)])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_judge_scores_what_the_models_wrote_and_is_paid_once(tmp_path, tiny, rows, api, together):
+    """The judge of tests/support/minds.py likes what is shown first, and right answers better."""
+    apis = {"gpt": {"model": "t", "base_url": api.url}}
+    judge = {"teacher": {"model": "judge", "base_url": api.url}, "side_by_side": together, "prices": {"input": 1, "output": 1}}
+    task = form(rows, metric=["exact_match", "judge"], rubric="It is right.")
+    said = {"tasks": [task.columns.model_dump(exclude_unset=True)], "chat": True, "apis": apis, "judge": judge}
+    ran, result = evaluate(tmp_path / "e", [given(tiny, "model", name="m")], [task], **said)
+    scores = result.values["scores"]
+    assert scores["gpt"]["t"]["judge"] > scores["m"]["t"]["judge"] >= 0 and scores["gpt"]["t"]["judge_stderr"] > 0
+    told = result.values["judge"]
+    assert told["questions"] == 20 and told["unjudged"] == 1 and told["usd"] > 0  # one verdict is never to be read
+    assert ("consistency" in told) == together and (not together or 0 < told["consistency"] <= 1)
+    kept = samples.of_folder(ran.out)
+    for name in ("gpt", "m"):
+        values = kept.samples(name, "t").values["judge"]
+        assert len(values) == 19 and sum(values.values()) / 19 == pytest.approx(scores[name]["t"]["judge"])
+    assert aggregates.statistic(kept.samples("gpt", "t"), "judge", scores["gpt"]["t"]["judge"])[0] == "mean"
+    before = len(api.lines())
+    _, again = evaluate(tmp_path / "e", [given(tiny, "model", name="m")], [task], **said)
+    new = [line for line in api.lines()[before:] if line["kind"] == "ok"]
+    assert again.values["scores"] == scores and not new
+    with pytest.raises(ValueError, match="needs `judge:`"):
+        step.Config(models=["m"], tasks=said["tasks"])
 
 
 def test_the_gate_finds_how_f1_comes_of_the_answers(tmp_path, rows, api):

@@ -86,8 +86,21 @@ def caller(body: dict, number: int) -> dict:
 def pupil(body: dict, number: int) -> dict:
     """Knows where most parcels go; after `odd:` it does what models should not."""
     text = body["messages"][-1]["content"]
+    if "Rubric:" in text:
+        return said(_verdict(text))
     if "odd:" in text:
         odd = {"nothing": "", "loop": "again " * body["max_tokens"], "json": '{"n": ', "surrogate": "\ud83d half", "fine": '{"n": 1}'}
         return said(odd[text.rpartition(" ")[2]])
     found = re.search(r"parcel (\d) goes to (\w+)", text)
     return said(f"{found[2]} {found[1]}" if found[1] != "3" else f"{found[2]} perhaps")
+
+
+def _verdict(text: str) -> str:
+    """8 points for the right answer, 2 for others, 1 more for what is shown first; of parcel 5 to Steyr it says nothing that can be read."""
+    if "parcel 5 goes to Steyr" in text:
+        return "Hard to say."
+    shown = re.search(r"<reference>\n(.*?)\n</reference>", text, re.DOTALL)
+    group = re.findall(r'<answer id="(\d+)">\n(.*?)\n</answer>', text, re.DOTALL)
+    if not group:
+        return json.dumps({"score": 2 if shown else 8, "reason": "so"})  # an answer that is the reference is shown once
+    return json.dumps([{"id": int(n), "score": (8 if t == shown[1] else 2) + (n == "1"), "reason": "so"} for n, t in group])

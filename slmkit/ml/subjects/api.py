@@ -7,7 +7,6 @@ It answers conversations, and nothing tells how likely it finds a given text: ta
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,17 +16,12 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from slmkit.errors import StepFailed, UsageError
+from slmkit.ml import asking
 from slmkit.ml.subjects import talk
 from slmkit.steps._step import Context
-from slmkit.teach import calls, ledger
-from slmkit.teach.budget import Budget, Limits, Prices
-from slmkit.teach.calls import Manners
-from slmkit.teach.desk import Desk
-from slmkit.teach.endpoint import Route
 from slmkit.teach.job import sent
 from slmkit.teach.request import Request
 
-TIMEOUT = 120.0  # seconds for one answer
 MOST_STOPS = 4  # that OpenAI's endpoints take; all are applied here again
 LIKELIHOOD = "`{name}` is an endpoint, and none tells how likely it finds a given text: `{task}` cannot be asked"
 
@@ -42,16 +36,8 @@ class Endpoint(LM):
     def __init__(self, ctx: Context, name: str, said: Any, report: Callable[[float, float], None]):
         super().__init__()
         self.name, self.said, self.report = name, said, report
-        key = ctx.secret(said.api_key_env) if said.api_key_env else None
-        self.route = Route(said.base_url, key, said.api_key_env, TIMEOUT)
-        account = ctx.state / f"account-{name}"
-        if not account.exists():
-            account.write_text(secrets.token_hex(8))
-        self.book = ledger.Ledger(ledger.file_of(ctx.ledgers, ledger.identity(said.base_url, said.model)), account.read_text())
-        limits = Limits(said.budget.usd, said.budget.tokens, said.budget.requests) if said.budget else Limits()
-        prices = Prices(said.prices.input, said.prices.output, said.prices.cached) if said.prices else None
         self.started, self.tokens, self.seconds, self.batch_size = time.perf_counter(), 0, 0.0, said.concurrency
-        self.desk = Desk(self.book, Budget(limits, prices, self.book.spent), told=self._told)
+        self.asking = asking.opened(ctx, name, said, said.budget, said.prices, self._told)
 
     def _told(self, kept: int, tokens: int) -> None:
         self.tokens += tokens
@@ -82,7 +68,7 @@ class Endpoint(LM):
         for context, settings in (request.args for request in requests):  # one that comes again is another sample, where samples differ
             asked.append(self._request(context, settings, seen[context] if settings.get("do_sample") else 0))
             seen[context] += 1
-        calls.carry(self.desk, (request for request, _ in asked), self.route, Manners(concurrency=self.said.concurrency))
+        self.asking.carry((request for request, _ in asked), self.said.concurrency)
         self.seconds += time.perf_counter() - started
         return [self._answer(*one) for one in asked]
 
@@ -103,9 +89,9 @@ class Endpoint(LM):
         return Request(body | dict(self.said.extra), sample), stops
 
     def _answer(self, request: Request, stops: list[str]) -> str:
-        answer = self.book.find(request)
+        answer = self.asking.book.find(request)
         if answer is None:
-            why = self.desk.gave_up.get(request.key, "not asked")
+            why = self.asking.desk.gave_up.get(request.key, "not asked")
             raise StepFailed(f"{self.name} did not answer a question: {why}", mend="all answers so far are kept: run the same command again")
         text = answer.text or ""
         if made := answer.message.get("tool_calls"):
@@ -113,13 +99,10 @@ class Endpoint(LM):
         return postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
 
     def told(self) -> dict[str, Any]:
-        spent = self.desk.budget.spent
-        out: dict[str, Any] = {"requests": spent.requests, "tokens": spent.tokens, "from_ledger": self.desk.hits,
-                               "observed": dict(self.desk.observed.most_common(8))}
-        return out | ({"usd": round(spent.usd, 6)} if self.desk.budget.prices else {})
+        return self.asking.told() | {"observed": dict(self.asking.desk.observed.most_common(8))}
 
     def close(self) -> None:
-        self.book.close()
+        self.asking.close()
 
 
 def _call(made: dict) -> dict:
