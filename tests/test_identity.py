@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from slmkit.artifact.fingerprint import canonical, differences, fingerprint, payload
 from slmkit.artifact.store import Store
+from slmkit.errors import RecipeError
 from slmkit.plan import identity, make
 from slmkit.recipe.load import load
 from slmkit.recipe.lock import Lock
@@ -109,7 +110,7 @@ OTHER = {  # another valid value for every field
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "inconclusive": "pass",
               "how.speed": {"new_tokens": 9}, "how.cost": {"usd_per_hour": 2.0}, "execution.batch_size": 2, "execution.device": "cuda"},
 }
-BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis", "judge"}  # tried by test_each_objective_…, and test_each_part_of_a_short_task_…
+BLOCKS = {"objective", "dpo", "kto", "grpo", "gkd", "apis", "judge", "tasks_dir"}  # tried by tests of their own
 MODE_FIELDS = {"mode", "generate", "rationale", "rewrite", "preference", "tool_choice"}  # tried by test_each_mode_and_its_settings_move_it
 
 
@@ -329,6 +330,23 @@ def test_each_part_of_a_short_task_and_of_an_endpoint_moves_it(folder: Path) -> 
     assert other(task | {"data": "u.csv"}, api) in seen
     (folder / "u.csv").write_text("q,a\nx,z\n")
     assert other(task | {"data": "u.csv"}, api) not in seen
+
+
+def test_tasks_are_found_by_name_in_a_folder_and_are_the_files_that_they_are(folder: Path) -> None:
+    (folder / "tasks").mkdir()
+    shutil.copy(folder / "task.yaml", folder / "tasks" / "some.yaml")
+    shutil.copy(folder / "t.jsonl", folder / "tasks" / "t.jsonl")
+    step = {"kind": "eval", "models": ["$base"]}
+    body = {"recipe": "x", "base": "./model", "steps": {"score": step}}
+
+    def of(**more) -> str:
+        return prints(folder, body | {"steps": {"score": step | more}})["score"]
+
+    assert of(tasks=["t"], tasks_dir="tasks") == of(tasks=["tasks/some.yaml"]) != of(tasks=["t"])
+    with pytest.raises(RecipeError, match=r"tasks defines none of the tasks \(it has t\)"):
+        of(tasks=["u"], tasks_dir="tasks")
+    with pytest.raises(RecipeError, match="no such folder: nowhere"):
+        of(tasks=["t"], tasks_dir="nowhere")
 
 
 def test_content_moves_it(folder: Path, tmp_path: Path) -> None:

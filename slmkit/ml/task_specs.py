@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.group import GroupConfig
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from slmkit.data import lm_eval_task
@@ -13,6 +17,8 @@ from slmkit.steps import _tasks
 from slmkit.steps._step import Context, Given
 from slmkit.steps._task_form import Task
 
+GROUP_FIELDS = {field.name for field in fields(GroupConfig)}
+OF_FILE = "slmkit: from a file of its own"
 WRITTEN = "tasks"
 """The folder, in the eval's artifact, of what short forms stand for."""
 
@@ -37,8 +43,17 @@ def specs(ctx: Context) -> tuple[list[dict | str], list[str]]:
 
 def _document(ctx: Context, task: Given) -> dict:
     path = lm_eval_task.write(task, ctx.out / WRITTEN) if isinstance(task.columns, Task) else Path(task.path)
+    return _loaded(path, str(ctx.state / "datasets"))
+
+
+def _loaded(path: Path, cache: str) -> dict:
+    """A task's config; a group's with the files beside it that define its tasks in it."""
     document = load_yaml(path)
-    _localise(document, path.parent, str(ctx.state / "datasets"))
+    if isinstance(document.get("task"), list):
+        beside = {str(load_yaml(one, resolve_func=False).get("task")): one for one in _tasks.members(path, document) if isinstance(one, Path)}
+        listed = document["task"]
+        document["task"] = [_loaded(beside[one], cache) | {OF_FILE: True} if isinstance(one, str) and one in beside else one for one in listed]
+    _localise(document, path.parent, cache)
     return document
 
 
@@ -49,7 +64,7 @@ def _localise(document: dict, folder: Path, cache: str) -> None:
         kwargs["data_files"] = _absolute(kwargs.get("data_files"), folder)
         document["dataset_kwargs"] = kwargs | {"cache_dir": cache}
     for inner in document["task"] if isinstance(document.get("task"), list) else ():
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and not inner.get(OF_FILE):
             _localise(inner, folder, cache)
 
 
@@ -61,6 +76,28 @@ def _absolute(value: Any, folder: Path) -> Any:
     return [_absolute(v, folder) for v in value or ()]
 
 
-def fresh(found: list[dict | str]) -> list[dict | str]:
-    """lm-eval takes the configs apart: each model gets its own copy of them."""
-    return [dict(s) | {"dataset_kwargs": dict(s.get("dataset_kwargs") or {})} if isinstance(s, dict) else s for s in found]
+def fresh(found: list[dict | str]) -> list[dict | str | Group]:
+    """For one model: lm-eval takes the configs apart, so each gets its own copy of them."""
+    return [s if isinstance(s, str) else _group(s) if isinstance(s.get("task"), list) else _copied(s) for s in found]
+
+
+def _copied(task: dict) -> dict:
+    return task | {"dataset_kwargs": dict(task.get("dataset_kwargs") or {})}
+
+
+def _group(document: dict) -> Group:
+    """lm-eval builds a group from a config wrongly (its own keys end in the tasks); here it is put together. Names as lm-eval's command has them:
+    a task written inside its group is GROUP::TASK, one from a file goes by its own."""
+    own = {k: v for k, v in document.items() if k in GROUP_FIELDS}
+    shared = {k: v for k, v in document.items() if k not in GROUP_FIELDS}
+    group = Group.from_config(GroupConfig(**own))
+    for task in document["task"]:
+        if isinstance(task, str):
+            what = f"group `{document['group']}` names `{task}`, which no YAML beside it defines"
+            raise UsageError(what, mend="put the task's file beside the group's, or name the whole group of lm-eval in `tasks`")
+        if isinstance(task.get("task"), list):
+            group.add(_group(task))
+            continue
+        config = _copied(shared | {k: v for k, v in task.items() if k != OF_FILE})
+        group.add(ConfigurableTask(config=config | {"task": task["task"] if task.get(OF_FILE) else f"{document['group']}::{task['task']}"}))
+    return group

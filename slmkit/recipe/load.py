@@ -164,6 +164,11 @@ class _Loader:
         kind = _registry.load(body.pop("kind", name))
         self._singular(kind, where, body)
         body = self._substitute(body, where, name, set(kind.takes))
+        if expand := kind.hook("expand"):
+            try:
+                body = expand(body, self.folder)
+            except UsageError as e:
+                self.fault((*where, "tasks_dir"), e.what, e.mend)
         filled = self._fill(kind, where, body, done)
         execution = self._validate(kind.module.Execution, (*where, "execution"), body.pop("execution", None) or {})
         config = self._validate(kind.module.Config, where, body)

@@ -28,6 +28,31 @@ def task_files(path: Path) -> list[Path]:
     return list(found)
 
 
+def index(folder: Path) -> dict[str, Path]:
+    """Task or group name → the YAML below a folder that defines it. Files that are no YAML of a task are passed over; of two with one name none is
+    found, so that neither is taken by chance."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
+        try:
+            document, _ = _load(path)
+        except RecipeError:
+            continue
+        for name in (document.get("group"), document.get("task")):
+            if isinstance(name, str):
+                found.setdefault(name, []).append(path)
+                break
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+
+
+def members(path: Path, document: dict) -> list[dict | Path]:
+    """What a group holds: tasks written inline, and files beside it that define the ones it names. What it only names and nothing here defines is
+    lm-eval's to know."""
+    listed = document.get("task") if isinstance(document.get("task"), list) else []
+    named = [one for one in listed if isinstance(one, str)]
+    known = index(path.parent) if named else {}
+    return [one if isinstance(one, dict) else known[one] for one in listed if isinstance(one, dict) or known.get(one, path) != path]
+
+
 class Function(str):
     """A `!function module.name` value, as text."""
 
@@ -35,8 +60,8 @@ class Function(str):
 def documents(path: Path) -> list[dict]:
     """The task with its includes merged in, or the tasks that a group holds inline. Raises RecipeError with file:line."""
     whole = _collect(Path(path), {}, [])
-    inner = [whole | t for t in _as_list(whole.get("task")) if isinstance(t, dict)]
-    return inner or [whole]
+    inner = [[whole | one] if isinstance(one, dict) else documents(one) for one in members(Path(path), whole)]
+    return [one for several in inner for one in several] or [whole]
 
 
 def data_files(value: object) -> list[str]:
@@ -60,8 +85,12 @@ def _collect(path: Path, found: dict[Path, None], stack: list[Path]) -> dict:
     if not stack:
         if not ({"task", "group"} & set(document)):
             raise RecipeError([Problem("this is no lm-eval task: it has no `task`", str(path), 1, 1, mend=TASK)])
-        for entry in [document, *(t for t in _as_list(document.get("task")) if isinstance(t, dict))]:
-            _data(path, entry, found)
+        _data(path, document, found)
+        for one in members(path, document):
+            if isinstance(one, dict):
+                _data(path, one, found)
+            else:
+                _collect(one, found, [])
     return document
 
 

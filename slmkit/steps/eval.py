@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -44,6 +45,8 @@ class Config(StepConfig):
     tasks: Annotated[list[TaskRef], Field(min_length=1)]
     """lm-eval YAML files with local data, names of tasks that come with lm-eval (those need the hub), or the short form of one's own:
     `{name: intents, data: test.csv, user: text, answer: category, metric: exact_match}`."""
+    tasks_dir: Annotated[Ref | None, How()] = None
+    """A folder of lm-eval YAML files, in which names in `tasks` are looked for before lm-eval's own (its --include_path)."""
     fewshot: Annotated[int, Field(ge=0, le=100)] | None = None
     """Examples shown before each question. None: what the task says."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -127,6 +130,23 @@ def blocked(config: Config, execution: Execution) -> str | None:
         if teacher.api_key_env and not os.environ.get(teacher.api_key_env):
             return f"`{place}.api_key_env`: ${teacher.api_key_env} is not set"
     return None
+
+
+def expand(body: dict, folder: Path) -> dict:
+    """Names of tasks that are files of `tasks_dir` become those files. Raises UsageError when it has none of them."""
+    place = body.get("tasks_dir")
+    listed = body.get("tasks")
+    if not isinstance(place, str) or not isinstance(listed, list):
+        return body
+    root = (folder / Path(place).expanduser()).absolute()
+    if not root.is_dir():
+        raise UsageError(f"no such folder: {place}", mend="paths are relative to the recipe")
+    known = _tasks.index(root)
+    found = [str(known[one]) if isinstance(one, str) and _tasks.bare(one) and one in known else one for one in listed]
+    if found == listed:
+        near = ", ".join(sorted(known)[:8]) or "none"
+        raise UsageError(f"{place} defines none of the tasks (it has {near})", mend="name one of them in `tasks`, or leave out `tasks_dir`")
+    return body | {"tasks": found}
 
 
 def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:

@@ -130,7 +130,7 @@ def test_every_field_has_an_entry() -> None:
     assert set(merge.Config.model_fields) == {"model", "dtype", "into", "fidelity"}
     assert set(quantize.Config.model_fields) == {"model", "method", "backend", "fidelity", *quantize.READ_BY}
     assert set(eval_step.Config.model_fields) == {"models", "tasks", "fewshot", "limit", "chat", "seed", "expect", "inconclusive", "speed", "cost",
-                                                  "apis", "judge"}
+                                                  "apis", "judge", "tasks_dir"}
 
 
 BASE = {"max_steps": 2, "batch_size": 4, "max_length": 64, "method": "lora", "lora": {"r": 4, "alpha": 8}, "learning_rate": 1e-2}

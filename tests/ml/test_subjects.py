@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import yaml
 from conftest import chats, write_jsonl
 
 from slmkit.errors import DataError, UsageError
 from slmkit.evidence import aggregates, samples
+from slmkit.steps import _tasks
 from slmkit.steps import eval as step
 from slmkit.steps._task_form import Task
 from tests.support import teacher as teachers
@@ -211,6 +213,25 @@ def test_a_judge_scores_what_the_models_wrote_and_is_paid_once(tmp_path, tiny, r
     assert again.values["scores"] == scores and not new
     with pytest.raises(ValueError, match="needs `judge:`"):
         step.Config(models=["m"], tasks=said["tasks"])
+
+
+def test_a_group_is_asked_with_the_files_beside_it(tmp_path, tiny, rows):
+    """Tasks that a group names are the files beside it, wherever the eval runs; their data is part of what the task is."""
+    text = "task: NAME\ndataset_path: json\ndataset_kwargs: {data_files: {test: t.jsonl}}\ntest_split: test\noutput_type: generate_until\n"
+    text += "doc_to_text: \"{{messages[-2]['content']}}\"\ndoc_to_target: a\ngeneration_kwargs: {until: ['x'], max_gen_toks: 2, do_sample: false}\n"
+    text += "metric_list: [{metric: exact_match}]\n"
+    (tmp_path / "in").mkdir()
+    shutil.copy(rows, tmp_path / "in" / "t.jsonl")
+    (tmp_path / "in" / "one.yaml").write_text(text.replace("NAME", "one"))
+    inline = yaml.safe_load(text.replace("NAME", "two"))
+    inline["dataset_kwargs"] = {"data_files": {"test": "in/t.jsonl"}}
+    group = {"group": "both", "task": ["one", inline], "aggregate_metric_list": [{"metric": "exact_match", "weight_by_size": True}]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    names = [p.name for p in _tasks.task_files(tmp_path / "both.yaml")]
+    assert sorted(names) == ["both.yaml", "one.yaml", "t.jsonl"]
+    assert [d["task"] for d in _tasks.documents(tmp_path / "both.yaml")] == ["one", "two"]
+    _, result = evaluate(tmp_path / "e", [given(tiny, "model", name="m")], [given(tmp_path / "both.yaml", "task", "tasks")], limit=3)
+    assert set(result.values["scores"]["m"]) == {"both", "one", "both::two"}
 
 
 def test_the_gate_finds_how_f1_comes_of_the_answers(tmp_path, rows, api):
