@@ -35,8 +35,9 @@ class Transformers(HFLM):
         written = max((self._written(r.args[-1]) for r in requests), default=0) if method == "generate_until" else 0
         longest = min(self.max_length, max(len(self.tok_encode(t)) for t in texts) + written)
         config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attending = getattr(config, "num_attention_heads", 0)  # a model without attention keeps no keys and values
+        heads = getattr(config, "num_key_value_heads", None) or attending
+        width = getattr(config, "head_dim", None) or (config.hidden_size // attending if attending else 0)
         size = torch.finfo(self.model.dtype).bits // 8
         each = longest * (2 * config.num_hidden_layers * heads * width + 16 * config.hidden_size) * size
         each += 2 * 4 * config.vocab_size * (longest if method != "generate_until" else 1)
