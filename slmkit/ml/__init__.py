@@ -9,3 +9,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval's command does; forks after use would warn
+
+from slmkit.ml import compiling  # noqa: E402
+
+compiling.at_first_call()
