@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.errors import UsageError
+from slmkit.errors import Problem, UsageError
 from slmkit.steps import _expect, _sight, _tasks
 from slmkit.steps._fields import Device, Ref, Seed, TaskRef
 from slmkit.steps._speed import Cost, Speed, unmet  # noqa: F401 (unmet is a hook of the kind)
@@ -117,6 +117,18 @@ def blocked(config: Config, execution: Execution) -> str | None:
         if api.api_key_env and not os.environ.get(api.api_key_env):
             return f"`apis.{name}.api_key_env`: ${api.api_key_env} is not set"
     return None
+
+
+def refuse(config: Config, inputs: dict) -> list[Problem]:
+    """Short forms of one name, and what the first row of their data already shows: a column that is not there, say."""
+    from slmkit.data import asked
+
+    forms = [(task, size.path) for task, size in zip(config.tasks, inputs.get("tasks", ()), strict=False) if isinstance(task, Task)]
+    names = [task.name for task, _ in forms]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        return [Problem(f"two tasks are called `{twice}`", mend="give each task its own name")]
+    found = [asked.misfit(task, path) for task, path in forms if path is not None and path.is_file()]
+    return [problem for problem in found if problem]
 
 
 def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:

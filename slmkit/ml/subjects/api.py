@@ -43,7 +43,7 @@ class Endpoint(LM):
         super().__init__()
         self.name, self.said, self.report = name, said, report
         key = ctx.secret(said.api_key_env) if said.api_key_env else None
-        self.route = Route(said.base_url, key, said.api_key_env, TIMEOUT)
+        self.route = Route(said.base_url, key, said.api_key_env, TIMEOUT, f"apis.{name}")
         account = ctx.state / f"account-{name}"
         if not account.exists():
             account.write_text(secrets.token_hex(8))
