@@ -1,4 +1,4 @@
-"""An eval of tasks in their short form, and of an endpoint, is asked for again as it was: from its manifest, and from the recipe that is written of it."""
+"""An eval of short tasks and of an endpoint is asked for again as it was: from its manifest, and from the recipe that is written of it."""
 
 from __future__ import annotations
 
