@@ -59,7 +59,7 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
         changed("learning_rate: 1e-3", "execution: {gradient_checkpointing: on}"), "10:41", "`gradient_checkpointing` must be true or false",
     ),
     "out of range": (changed("1e-3", "-1e-3"), "10:20", "greater than 0"),
-    "out of range: zero rank": (changed("r: 8", "r: 0"), "9:15", "greater than or equal to 1"),
+    "out of range: zero rank": (changed("r: 8", "r: 0"), "9:15", "greater than or equal to 1, not 0"),
     "nan": (changed("1e-3", ".nan"), "10:20", "finite number"),
     "infinity": (changed("1e-3", ".inf"), "10:20", "finite number"),
     "unknown kind": (changed("kind: train", "kind: trian"), "5:11", "did you mean `train`?"),

@@ -75,7 +75,10 @@ class Store:
             return None
 
     def resolve(self, text: str) -> Artifact:
-        """An artifact by path, `recipe/step`, folder name, or at least 6 hex digits of its fingerprint. Raises UsageError."""
+        """An artifact by path, `recipe/step`, folder name, at least 6 hex digits of its fingerprint, or a step's name where one recipe has it.
+
+        Raises UsageError.
+        """
         path = Path(text)
         try:
             if text and (path / manifest.MANIFEST).is_file():
@@ -95,6 +98,11 @@ class Store:
             return hits[0]
         if len(hits) > 1:
             raise UsageError(f"`{text}` is ambiguous", mend=f"one of {', '.join(h.path.name for h in hits)}")
+        same = [name for name, _ in self.names() if name.partition("/")[2] == text]
+        if len(same) == 1:
+            return manifest.load((self.refs / same[0]).resolve())
+        if same:
+            raise UsageError(f"`{text}` is ambiguous", mend=f"one of {', '.join(same)}")
         raise UsageError(f"no artifact `{text}` in {self.root}", mend="`slmkit ls` lists what is there")
 
     @contextlib.contextmanager

@@ -34,29 +34,24 @@ def reckon(store: Path, named: Named, model: str | None, block: dict[str, Any], 
     """A Bill for each model (or the one that is named) whose speed was measured. Raises UsageError."""
     from slmkit.artifact.chain import below
     from slmkit.artifact.store import Store
-    from slmkit.evidence import bill, cost, oneoff
+    from slmkit.evidence import bill
 
     manifest = named.artifact.manifest
     result = manifest["result"]
     if model is not None and model not in result["scores"]:
         raise UsageError(f"{named.text} did not score `{model}`", mend=f"its models are {', '.join(result['scores'])}")
-    told = result.get("speed", {})
-    order = dict.fromkeys([*(i["name"] for i in manifest["inputs"] if i["role"] == "models"), *told])  # the recipe's; a manifest's keys are sorted
-    speeds = {n: told[n]["measured"] for n in order if "measured" in told.get(n, {}) and model in (n, None)}
+    speeds = {n: measured for n, measured in bill.measured_in(manifest).items() if model in (n, None)}
     if not speeds:
         raise UsageError(f"the speed of {model or 'no model'} was{' not' if model else ''} measured in {named.text}", mend=ANEW)
     said, home = parsed(laid_over(block, flags)), Store(named.artifact.path.parent)
-    chains = {n: below(home, [i for i in manifest["inputs"] if i["role"] == "models" and i["name"] == n]) for n in result["scores"]}
-    said = with_prices(said, oneoff.prices([a.manifest for steps, _ in chains.values() for a in steps]))
-    out = []
     for name, measured in speeds.items():
         if said.batch is not None and str(said.batch) not in measured["curve"]:
             raise UsageError(f"batch {said.batch} was not measured of {name}", mend=f"the sizes are {', '.join(measured['curve'])}")
-        steps, missing = chains[name]
-        made = oneoff.given(said.one_off_usd) if said.one_off_usd is not None else oneoff.of_chain(
-            [a.manifest for a in steps], missing, said.training_usd_per_hour or said.usd_per_hour)  # fmt: skip
-        out.append(bill.Bill(name, measured, result.get("size_bytes", {}).get(name), said, made, cost.reckon(measured, said, made)))
-    return out
+    chains = {}
+    for n in result["scores"]:
+        steps, missing = below(home, [i for i in manifest["inputs"] if i["role"] == "models" and i["name"] == n])
+        chains[n] = [a.manifest for a in steps], missing
+    return bill.draw_up(manifest, speeds, chains, said)
 
 
 def laid_over(block: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -78,15 +73,6 @@ def parsed(given: dict[str, Any]) -> Any:
         flag = "--" + "-".join(str(p) for p in first["loc"]).replace("_", "-")
         what = f"{flag.replace('api-cached-share', 'cached-share')}: {first['msg'].removeprefix('Value error, ')}"
         raise UsageError(what, mend="`slmkit cost --help` says what each is") from None
-
-
-def with_prices(said: Any, found: dict[str, float] | None) -> Any:
-    """The prices of the eval's own teacher, where no others are given. That a share of the input is cached is not said there, so none is."""
-    from slmkit.steps._speed import Charges
-
-    if said.api is not None or not found:
-        return said
-    return said.model_copy(update={"api": Charges(input=found["input"], output=found["output"])})
 
 
 def record(named: Named, bills: list) -> dict[str, Any]:

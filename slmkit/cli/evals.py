@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slmkit.errors import SlmkitError, UsageError
@@ -53,14 +53,17 @@ def resolve(store: Path, text: str):
 
 
 def evidence(named: Named):
-    """The scores and samples of an eval, hashed again first: a verdict on altered answers is none."""
+    """The scores and samples of an eval, its models in the recipe's order; hashed again first: a verdict on altered answers is none."""
     from slmkit.errors import CheckFailed
     from slmkit.evidence import samples
 
     faults = named.artifact.faults()
     if faults:
         raise CheckFailed("; ".join(faults[:3]), where=named.artifact.path, mend="it is not what was published: remove it and run the eval again")
-    return samples.of_folder(named.artifact.path)
+    found = samples.of_folder(named.artifact.path)
+    told = [i["name"] for i in named.artifact.manifest["inputs"] if i["role"] == "models"]
+    order = dict.fromkeys([*(m for m in told if m in found.scores), *found.scores])  # the recipe's: files hold models by the alphabet
+    return replace(found, scores={m: found.scores[m] for m in order})
 
 
 def other_ground(one: Named, other: Named) -> list[str]:

@@ -115,7 +115,7 @@ def _table(made) -> str:
     wide = max(len(r.name) for r in made.rows)
     kinds = max(len(r.kind.name) for r in made.rows)
     for row in made.rows:
-        given = ", ".join(f"{i.role}={i.name if i.step else i.uri}{_noted(i)}" for i in row.inputs if not i.witness)
+        given = ", ".join(f"{i.role}={i.name if i.step or i.form else i.uri}{_noted(i)}" for i in row.inputs if not i.witness)
         needs = f"  ({shown(row.estimate)})" if row.estimate and row.action != "cached" else ""
         why = f"  {'; '.join(row.why)}" if row.why else ""
         lines.append(f"  {row.name:<{wide}}  {row.kind.name:<{kinds}}  {row.action:<7} {row.fingerprint[:12]}{why}")
@@ -126,7 +126,7 @@ def _table(made) -> str:
 
 
 def _noted(given) -> str:
-    said = [*([given.format] if given.format else []), *(["chosen"] if given.filled else [])]
+    said = [*([given.uri] if given.form and not given.step else []), *([given.format] if given.format else []), *(["chosen"] if given.filled else [])]
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -7,18 +7,22 @@ compare (no number, no JSON) is told with file and line, the first five of all.
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slmkit.data import containers, conversation, files, metrics, sandbox
-from slmkit.data.faults import Bad, Fault, Record, Tally
+from slmkit.data.faults import Bad, Fault, Record, Tally, problem
 from slmkit.data.read import shown
 from slmkit.data.tables import Cells
-from slmkit.errors import DataError
+from slmkit.errors import DataError, Problem
 from slmkit.steps._step import Given
 from slmkit.steps._task_form import PARSED, Task
+
+HALF = re.compile("[\\ud800-\\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,29 @@ def questions(given: Given) -> Iterator[Question]:
         raise DataError([_nothing(task, place)])
 
 
+def misfit(task: Task, path: Path) -> Problem | None:
+    """What the first row alone shows to be wrong, such as a column that is not there; the rest is told when all rows are read."""
+    record = next(iter(containers.records(path)), None)
+    found = _question(record, _reader(task), shown(path)) if isinstance(record, Record) else None
+    return problem(found, shown(path)) if isinstance(found, Fault) else None
+
+
+def doubts(task: Task, found: list[Question]) -> list[str]:
+    """What can be asked and is seldom meant: empty right answers, questions that come again, the same one with several right answers."""
+    out = []
+    if count := sum(not q.answer for q in found):
+        out.append(f"task `{task.name}`: {count:,} of {len(found):,} right answers are empty, and an empty answer of a model is right there")
+    answers: dict[tuple, list[str]] = defaultdict(list)
+    for q in found:
+        asked = q.user if q.user is not None else json.dumps([q.messages, q.tools], sort_keys=True)
+        answers[asked, q.choices].append(q.answer)
+    if again := len(found) - len(answers):
+        torn = sum(len(set(some)) > 1 for some in answers.values())
+        more = f", {torn:,} of them with different right answers" if torn else ""
+        out.append(f"task `{task.name}`: {again:,} of {len(found):,} questions were asked before{more}: intervals take each for one of its own")
+    return out
+
+
 def labels(task: Task, found: list[Question]) -> list[str] | None:
     """The answers to choose from where they are the same for every question, in a fixed order."""
     if task.choices == "labels":
@@ -62,9 +89,7 @@ def labels(task: Task, found: list[Question]) -> list[str] | None:
     return list(task.choices) if isinstance(task.choices, list) else None
 
 
-def _nothing(task: Task, place: str):
-    from slmkit.errors import Problem
-
+def _nothing(task: Task, place: str) -> Problem:
     return Problem(f"task `{task.name}` has no questions: the file holds no rows", place)
 
 
@@ -87,6 +112,8 @@ def _reader(task: Task) -> Callable[[dict, str], Question]:
         question = Question(
             place, ask(row) if ask else None, answer.strip(), _choices(task, row), tuple(talk[:-1] if not solve else talk), tuple(tools)
         )
+        if any(HALF.search(text) for text in (question.user or "", question.answer, *(question.choices or ()))):
+            raise Bad("it holds half a character (a lone surrogate), which no file and no model can take")
         if question.user is not None and not question.user.strip():
             raise Bad(f"the question (`user: {task.user}`) is empty")
         if parsed and (why := metrics.unfit(parsed, question.answer)):

@@ -9,6 +9,7 @@ dates for dates.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ CONVERSATION = "\x1eslmkit:conversation\x1e"
 """Before a question that is a conversation: its messages and tools as JSON, which slmkit's subjects render; lm-eval knows single questions only."""
 
 
-def write(given: Given, folder: Path) -> Path:
-    """Write a task's YAML, metrics and data; the YAML's path. Raises DataError for data that does not fit."""
+def write(given: Given, folder: Path, warn: Callable[[str], None] = lambda _: None) -> Path:
+    """Write a task's YAML, metrics and data; the YAML's path. warn: hears what is seldom meant. Raises DataError for data that does not fit."""
     task: Task = given.columns
     found = list(asked.questions(given))
+    for doubt in asked.doubts(task, found):
+        warn(doubt)
     folder.mkdir(parents=True, exist_ok=True)
     labels = asked.labels(task, found)
     _parquet(folder / f"{task.name}.parquet", [_row(task, q, labels) for q in found])

@@ -13,6 +13,8 @@ from slmkit.evidence.samples import Samples
 
 CLOSE = 1e-9
 MOST_CLASSES = 200  # a table of all pairs of labels: 40,000 columns at most, and fewer, since only pairs that occur are kept
+OTHER = "\x00other"  # stands for all answers that are right nowhere
+OF_RIGHT_LABELS = ("macro F1 of right labels", "weighted F1", "accuracy")  # the same whether wrong answers are told apart or not
 
 
 def statistic(samples: Samples, metric: str, score: float) -> tuple[str, Statistic] | None:
@@ -58,9 +60,13 @@ def _of_pairs(values: list) -> dict[str, Statistic]:
     flat = [part for pair in values for part in pair]
     if any(isinstance(part, list | dict) for part in flat):
         return out
-    labels = sorted(set(flat), key=str)
-    if len(labels) > MOST_CLASSES:
-        return out
+    labels, folded = sorted(set(flat), key=str), False
+    if len(labels) > MOST_CLASSES:  # answers that are written are of any number; those that are right nowhere count alike where right labels do
+        right = {gold for gold, _ in values}
+        values, folded = [(gold, told if told in right else OTHER) for gold, told in values], True
+        labels = sorted({part for pair in values for part in pair}, key=str)
+        if len(labels) > MOST_CLASSES:
+            return out
     place = {label: i for i, label in enumerate(labels)}
     cells = [(place[gold], place[told]) for gold, told in values]
     kept = sorted(set(cells))
@@ -68,7 +74,8 @@ def _of_pairs(values: list) -> dict[str, Statistic]:
     features[np.arange(len(values)), [kept.index(c) for c in cells]] = 1
     gold, told = (np.array(side) for side in zip(*kept, strict=True))
     for name, of in _of_table(gold, told, len(labels), place.get(1.0)).items():
-        out[name] = Statistic(features, of)
+        if not folded or name in OF_RIGHT_LABELS:
+            out[name] = Statistic(features, of)
     return out
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from slmkit.evidence import cost, oneoff
 from slmkit.evidence.cost import Reckoning
 from slmkit.evidence.figures import Figure
 from slmkit.evidence.oneoff import OneOff
-from slmkit.steps._speed import Cost
+from slmkit.steps._speed import Charges, Cost
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,39 @@ class Bill:
         given = self.said.model_dump(mode="json", exclude_none=True)
         parts = [{"what": what, "usd": usd} for what, usd in self.made.parts]
         return {"size_bytes": self.size_bytes, "speed": speed, "given": given, "one_off": parts, **self.reckoned.record()}
+
+
+Chain = tuple[list[dict[str, Any]], list[str]]
+"""The manifests of all that a model was made from, and what of it is no longer there."""
+
+
+def measured_in(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """An eval's records of speed by model, in the recipe's order (a manifest's keys are sorted)."""
+    told = manifest["result"].get("speed") or {}
+    order = dict.fromkeys([*(i["name"] for i in manifest["inputs"] if i["role"] == "models"), *told])
+    return {n: told[n]["measured"] for n in order if isinstance(told.get(n), dict) and "measured" in told[n]}
+
+
+def draw_up(manifest: dict[str, Any], speeds: dict[str, dict[str, Any]], chains: dict[str, Chain], said: Cost) -> list[Bill]:
+    """A Bill for each model of `speeds`. chains: of all models of the eval, for the API's prices too, where none are said.
+
+    Raises KeyError for a batch that was not measured.
+    """
+    said, sizes, out = _with_prices(said, chains), manifest["result"].get("size_bytes") or {}, []
+    for name, measured in speeds.items():
+        steps, missing = chains[name]
+        made = oneoff.given(said.one_off_usd) if said.one_off_usd is not None else oneoff.of_chain(
+            steps, missing, said.training_usd_per_hour or said.usd_per_hour)  # fmt: skip
+        out.append(Bill(name, measured, sizes.get(name), said, made, cost.reckon(measured, said, made)))
+    return out
+
+
+def _with_prices(said: Cost, chains: dict[str, Chain]) -> Cost:
+    """The prices of the eval's own teacher, where no others are given. That a share of the input is cached is not said there, so none is."""
+    found = oneoff.prices([m for steps, _ in chains.values() for m in steps])
+    if said.api is not None or not found:
+        return said
+    return said.model_copy(update={"api": Charges(input=found["input"], output=found["output"])})
 
 
 ROWS = {

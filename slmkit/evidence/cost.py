@@ -184,8 +184,11 @@ def _assumptions(measured: dict[str, Any], size: int, said: Cost, request: Reque
     ran, point = measured.get("runtime", {}), measured["curve"][str(size)]
     machine = ", ".join(str(x) for x in (ran.get("name"), ran.get("dtype"), ran.get("device")) if x) or "the runtime that was measured"
     ends = "ended by the model" if measured["asked"].get("own_ends") else "all of one length"
+    served = f"{size} requests are served at once by {machine}; the batch is always full, begins together and ends together"
+    if ran.get("in_turn"):
+        served = f"requests are answered one after another by {machine}, and the next is always there already"
     out = [
-        f"{size} requests are served at once by {machine}; the batch is always full, begins together and ends together",
+        served,
         f"a token costs what it took with prompts of {point['mean_input_tokens']:.0f} tokens on average and answers of "
         f"{point.get('mean_output_tokens', 1):.0f}, {ends}; the intervals are those of {point['batches']} batches on one machine",
     ]

@@ -15,21 +15,25 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, asked at once. first, last: for each request, seconds until its first and its last token. read, wrote: tokens of each."""
+    """One batch, asked at once. first, last: for each request, seconds until its first and its last token. read, wrote: tokens of each.
+    in_turn: it was answered one request after another, so that the next prompt is read only when the last answer is written."""
 
     first: tuple[float, ...]
     last: tuple[float, ...]
     read: tuple[int, ...]
     wrote: tuple[int, ...]
+    in_turn: bool = False
 
     @property
     def prefill(self) -> float:
-        """Seconds until every request has its first token."""
-        return max(self.first)
+        """Seconds in which prompts were read: until every request has its first token."""
+        return max(self.last) - self.decode if self.in_turn else max(self.first)
 
     @property
     def decode(self) -> float:
-        """Seconds from then until all are done."""
+        """Seconds in which answers were written: from then until all are done."""
+        if self.in_turn:
+            return sum(last - first for first, last in zip(self.first, self.last, strict=True))
         return max(self.last) - self.prefill
 
     @property

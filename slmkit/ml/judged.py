@@ -39,7 +39,7 @@ class Asked:
 
 def judge(ctx: Context, said: Any, tasks: list[Task], names: list[str], seed: int) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Any]]:
     """({model: {task: {judge, judge_stderr}}}, what came of it). The samples of the eval are read, and get their scores."""
-    bench = _Bench(asking.opened(ctx, "judge", said.teacher, said.budget, said.prices), said, seed)
+    bench = _Bench(asking.opened(ctx, "judge", said.teacher, said.budget, said.prices, key="judge.teacher"), said, seed)
     scores: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
     counts = {"questions": 0, "unjudged": 0, "pairs": 0, "pairs_agreed": 0}
     try:

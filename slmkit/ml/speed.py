@@ -144,7 +144,7 @@ def of_engine(asked: Speed, engine: Any, given: Given, answers: Path, told: Call
     before, chosen = models.peak_memory(here), fitting(ids, engine.length, asked, given)
     ends = frozenset(engine.ends) if asked.own_ends else frozenset()
     measured = measure(InEngine(engine, ends), chosen, asked, Peak(here), told)
-    said = {"name": engine.name, "device": "cpu", "threads": torch.get_num_threads()}
+    said = {"name": engine.name, "device": "cpu", "threads": torch.get_num_threads(), "in_turn": True}
     return measured | {"mix": mix(engine.ids, ids, replies), "runtime": said, "peak_memory_before_bytes": before}
 
 
@@ -170,7 +170,7 @@ class InEngine:
             first.append(came[0])
             last.append(came[-1])
             wrote.append(count)
-        return Batch(tuple(first), tuple(last), tuple(map(len, prompts)), tuple(wrote))
+        return Batch(tuple(first), tuple(last), tuple(map(len, prompts)), tuple(wrote), in_turn=True)
 
 
 def fitting(ids: list[Ids], longest: int | None, asked: Speed, given: Given) -> list[Ids]:

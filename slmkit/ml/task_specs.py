@@ -42,7 +42,8 @@ def specs(ctx: Context) -> tuple[list[dict | str], list[str]]:
 
 
 def _document(ctx: Context, task: Given) -> dict:
-    path = lm_eval_task.write(task, ctx.out / WRITTEN) if isinstance(task.columns, Task) else Path(task.path)
+    warn = lambda what: ctx.log("warning", what=what)  # noqa: E731
+    path = lm_eval_task.write(task, ctx.out / WRITTEN, warn) if isinstance(task.columns, Task) else Path(task.path)
     return _loaded(path, str(ctx.state / "datasets"))
 
 

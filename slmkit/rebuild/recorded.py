@@ -128,9 +128,20 @@ def _references(artifact: Artifact, kind: Kind) -> dict[str, Any]:
         takes = kind.takes.get(said["role"])
         if takes is None:
             continue
-        one = {"path": said["uri"], **said["columns"]} if said.get("columns") else said["uri"]
+        one = {key_of(said, takes): said["uri"], **said["columns"]} if said.get("columns") else said["uri"]
         out[said["role"]] = [*out.get(said["role"], []), one] if takes.many and not _alone(artifact, said["role"]) else one
     return out
+
+
+def form_of(said: dict, takes: Any) -> type | None:
+    """What the mapping given with an input makes of it, such as a task; None where there is none, or it names columns."""
+    return takes.form if said.get("columns") else None
+
+
+def key_of(said: dict, takes: Any) -> str:
+    """The key of that mapping under which the input itself stands."""
+    form = form_of(said, takes)
+    return form.KEY if form else "path"
 
 
 def _alone(artifact: Artifact, role: str) -> bool:
@@ -160,16 +171,20 @@ def execution_of(artifact: Artifact, kind: Kind) -> Any:
 def asking_nobody(config: Any, artifact: Artifact) -> Any:
     """The config with every teacher behind an endpoint out of reach: no key, and a budget that no request fits into. Answers that a ledger
     holds need neither. Raises CannotRun for a teacher whose answers no ledger keeps."""
+    if isinstance(config, dict):
+        return {k: asking_nobody(v, artifact) for k, v in config.items()}
     if not isinstance(config, BaseModel):
         return [asking_nobody(c, artifact) for c in config] if isinstance(config, list) else config
+    if isinstance(config, Teacher) and "budget" in type(config).model_fields:  # one with a purse of its own
+        return config.model_copy(update={"api_key_env": None, "budget": Budget(tokens=1)})
     changes = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
-        if isinstance(value, Teacher):
+        if isinstance(value, Teacher) and "budget" not in type(value).model_fields:
             if "budget" not in type(config).model_fields:
                 raise CannotRun(f"its teacher {value.model} at {value.base_url} would be asked again, and a rebuild asks nobody", where=artifact.path)
             changes |= {name: value.model_copy(update={"api_key_env": None}), "budget": Budget(tokens=1)}
-        elif isinstance(value, BaseModel | list) and (below := asking_nobody(value, artifact)) != value:
+        elif isinstance(value, BaseModel | list | dict) and (below := asking_nobody(value, artifact)) != value:
             changes[name] = below
     return config.model_copy(update=changes) if changes else config
 
@@ -178,12 +193,15 @@ def asks(config: Any) -> bool:
     """Is there a teacher behind an endpoint in this config?"""
     if isinstance(config, Teacher):
         return True
-    values = config if isinstance(config, list) else [getattr(config, n) for n in type(config).model_fields] if isinstance(config, BaseModel) else []
+    if isinstance(config, BaseModel):
+        return any(asks(getattr(config, n)) for n in type(config).model_fields)
+    values = config if isinstance(config, list) else config.values() if isinstance(config, dict) else []
     return any(asks(v) for v in values)
 
 
 def _input(said: dict, identity: dict | None, kind: Kind, artifact: Artifact, store: Store, upstream: dict[str, Row]) -> Planned:
-    common = {"columns": said.get("columns"), "witness": bool(said.get("witness"))}
+    takes = (kind.takes | kind.witnesses)[said["role"]]
+    common = {"columns": said.get("columns"), "witness": bool(said.get("witness")), "form": form_of(said, takes)}
     known = said.get("fingerprint")
     if known and known in upstream:
         made = upstream[known]
@@ -197,7 +215,7 @@ def _input(said: dict, identity: dict | None, kind: Kind, artifact: Artifact, st
                             " (--deep builds it again, too)")  # fmt: skip
         return Planned(said["role"], said["name"], said["type"], said["uri"], identity or {}, path=found.path, fingerprint=known,
                        digest=found.digest, **common)  # fmt: skip
-    return _from_outside(said, identity, (kind.takes | kind.witnesses)[said["role"]], artifact, store)
+    return _from_outside(said, identity, takes, artifact, store)
 
 
 def lookup(store: Store, artifact: Artifact, fingerprint: str) -> Artifact | None:
@@ -212,9 +230,10 @@ def _from_outside(said: dict, identity: dict | None, takes: Any, artifact: Artif
     source = sources.Source("bare", said["uri"]) if bare else sources.parse(said["uri"], Path("/"))
     if source.scheme == "path" and not source.files and not source.path.exists():
         raise CannotRun(f"is gone: sha256 {said['digest']} is wanted there")
-    spec = InputSpec(said["role"], said["name"], None, source, said.get("columns"), inputs.NOWHERE, witness=bool(said.get("witness")))
+    form = form_of(said, takes)
+    spec = InputSpec(said["role"], said["name"], None, source, said.get("columns"), inputs.NOWHERE, witness=bool(said.get("witness")), form=form)
     try:
-        found = inputs.of_source(spec, takes, Lock(Path("/nonexistent.lock.json"), frozen=True), store, Cache(None))
+        found = inputs.of_source(spec, takes.by_form() if form else takes, Lock(Path("/nonexistent.lock.json"), frozen=True), store, Cache(None))
     except RecipeError as e:
         raise CannotRun(f"cannot be read: {e.problems[0].what}") from None
     except UsageError as e:

@@ -108,16 +108,16 @@ def _value(said: dict, names: dict[str, str], outside: dict[tuple, Outside], val
     """How the recipe names an input: a step, a name at the top, or (a built-in task) itself."""
     if said.get("fingerprint") in names:
         step = f"${names[said['fingerprint']]}"
-        return {"path": step, **said["columns"]} if said.get("columns") else step
+        return {recorded.key_of(said, takes): step, **said["columns"]} if said.get("columns") else step
     if not said.get("digest") and not said.get("revision"):
         return said["uri"]
     known = (said["name"], said["uri"], str(said.get("columns")))
     if known not in outside:
         taken = {*values, *names.values(), "recipe", "steps"}
         label = _label(said["name"] or said["role"], taken)
-        columns = said.get("columns")
-        values[label] = {"path": said["uri"], **columns} if columns else said["uri"]
-        outside[known] = Outside(label, f"{label}.path" if columns else label, said["type"], said["uri"], said.get("digest"), said.get("revision"),
+        columns, key = said.get("columns"), recorded.key_of(said, takes)
+        values[label] = {key: said["uri"], **columns} if columns else said["uri"]
+        outside[known] = Outside(label, f"{label}.{key}" if columns else label, said["type"], said["uri"], said.get("digest"), said.get("revision"),
                                  said.get("bytes"))  # fmt: skip
     return f"${outside[known].label}"
 

@@ -21,8 +21,9 @@ def named(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message, short."""
-    text = repr(value) if isinstance(value, str) else {None: "nothing", True: "true", False: "false"}.get(value, str(value)) \
-        if isinstance(value, (bool, int, float, type(None))) else named(value)
+    if isinstance(value, bool | None):  # 0 and 1 are equal to them
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(value) if isinstance(value, str) else str(value) if isinstance(value, int | float) else named(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 

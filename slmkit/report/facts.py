@@ -115,7 +115,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that a model costs: see measures.py. unit: bytes, rate, seconds or usd. axis: it is a picture's axis."""
+    """Something that a model costs: see measures.py. unit: bytes, rate, seconds, latency, usd or count. axis: it is a picture's axis. table: quality,
+    speed or cost, by which it is shown. low, high: its 95 % interval, None where it has none or an end is open."""
 
     key: str
     label: str
@@ -123,11 +124,28 @@ class Measure:
     value: float
     lower_is_better: bool
     axis: bool
+    table: str = "quality"
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests at once, and tokens a second then: read while prompts are read, written while answers are; 95 % intervals."""
+
+    size: int
+    read: float
+    read_low: float | None
+    read_high: float | None
+    written: float | None
+    written_low: float | None
+    written_high: float | None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that an eval scored. label: its name, with the eval's before it where there are several. step: the artifact it is."""
+    """A model that an eval scored. label: its name, with the eval's before it where there are several. step: the artifact it is.
+    assumptions: what its cost is reckoned with. unknown: why figures of cost are left out."""
 
     eval: str
     name: str
@@ -135,6 +153,9 @@ class Model:
     uri: str
     step: str | None
     measures: tuple[Measure, ...]
+    batches: tuple[Batch, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

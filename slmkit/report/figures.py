@@ -71,6 +71,41 @@ def _scatter(name: str, metric: str, axis, points: list[tuple[str, float, Score,
     return _svg(name, draw, math.ceil(len(points) / columns))
 
 
+def throughput(models: list[Model]) -> Markup | None:
+    """Tokens written a second (read, where nothing was written) by how many requests are there at once, with their intervals; None for one size."""
+    told = [(i, m) for i, m in enumerate(models) if len(m.batches) > 1][:TOO_MANY]
+    if not told:
+        return None
+    wrote = all(b.written is not None for _, m in told for b in m.batches)
+    columns = max(1, min(4, len(told), LEGEND // (4 + min(LABEL, max(len(m.label) for _, m in told)))))
+
+    def draw(figure) -> None:
+        ax = figure.add_subplot()
+        for i, m in told:
+            points = [(b.written, b.written_low, b.written_high) if wrote else (b.read, b.read_low, b.read_high) for b in m.batches]
+            sizes, values = [b.size for b in m.batches], [v for v, _, _ in points]
+            reach = [[0.0 if low is None else v - low for v, low, _ in points], [0.0 if high is None else high - v for v, _, high in points]]
+            ax.errorbar(sizes, values, reach, color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=3, linewidth=1.3,
+                        label=_short(m.label))  # fmt: skip
+        sizes = sorted({b.size for _, m in told for b in m.batches})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sizes, [f"{s:,}" for s in sizes])
+        ax.set_xticks([], minor=True)
+        lowest, highest = (f(b.written if wrote else b.read for _, m in told for b in m.batches) for f in (min, max))
+        if lowest > 0 and highest / lowest > 8:
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(lambda *_: "")
+        else:
+            ax.set_ylim(0, None)
+        ax.yaxis.set_major_formatter(lambda v, _: words.rate(v) if v else "0")
+        ax.set_xlabel("requests at once")
+        ax.set_ylabel(f"tokens {'written' if wrote else 'read'} a second")
+        figure.legend(loc="outside upper center", ncols=columns, frameon=False, handletextpad=0.3, columnspacing=1.0)
+        _plain(ax)
+
+    return _svg("throughput", draw, math.ceil(len(told) / columns))
+
+
 def loss(curve: Curve) -> Markup:
     """Training loss, its running mean, validation loss, and the reward where there is one."""
     from matplotlib.ticker import LogLocator

@@ -46,7 +46,7 @@ def gather(asked: list[Artifact], find: Callable[[str], Artifact | None]) -> Rep
     found = _Found()
     names = _labels(evals)
     for artifact in evals:
-        _read(artifact, names[artifact.path.name], steps, found)
+        _read(artifact, names[artifact.path.name], steps, found, find)
     teaching = [records.teaching(there[s.id]) for s in steps if s.kind == "distill" and s.id in there]
     roles = _roles(found, steps)
     _compare(evals, names, found, roles)
@@ -71,7 +71,7 @@ def _labels(evals: list[Artifact]) -> dict[str, str]:
     return {a.path.name: f"{name if told.count(name) == 1 else a.path.name}:" for a, name in zip(evals, told, strict=True)}
 
 
-def _read(artifact: Artifact, prefix: str, steps: list[Step], found: _Found) -> None:
+def _read(artifact: Artifact, prefix: str, steps: list[Step], found: _Found, find: Callable[[str], Artifact | None]) -> None:
     """An eval's models, scores, checks, and the numbers of its answers. Its files are hashed first: a report of altered answers is none."""
     faults = artifact.faults()
     if faults:
@@ -80,9 +80,12 @@ def _read(artifact: Artifact, prefix: str, steps: list[Step], found: _Found) -> 
     result, own = artifact.manifest["result"], artifact.path.name
     given = {i.name: i for i in next(s for s in steps if s.id == own).inputs if i.role == "models"}
     order = [m for m in given if m in evidence.scores] + [m for m in evidence.scores if m not in given]
+    bills = measures.bills(artifact, find)
     for model in order:
         source, label = given.get(model), prefix + model
-        found.models.append(Model(own, model, label, source.uri if source else "", source.step if source else None, measures.of_model(result, model)))
+        told, named = bills.get(model), (source.uri, source.step) if source else ("", None)
+        priced = (measures.batches(told), told.reckoned.assumptions, measures.unknown(told)) if told else ()
+        found.models.append(Model(own, model, label, *named, measures.of_model(result, model, told), *priced))
         found.scores[label] = evidence.scores[model]
         for task, told in evidence.scores[model].items():
             metrics, broken = answers.read(artifact.path, model, task)

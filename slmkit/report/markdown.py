@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slmkit.report import words
-from slmkit.report.facts import Report, Sample
+from slmkit.report import page, words
+from slmkit.report.facts import Measure, Report, Sample
 from slmkit.report.page import table
 
 SHOWN = 4  # of the worst answers
@@ -16,7 +16,7 @@ def render(report: Report) -> str:
     bounds = [(f"**{_plain(c.verdict)}**", f"`{_code(c.bound)}`", words.number(c.value), words.span(c.low, c.high, False), words.count(c.questions))
               for c in report.checks]
     parts += [_table(("verdict", "bound", "value", "95 % to either side", "questions"), bounds)]
-    parts += [_quality(report), _differences(report)]
+    parts += [_quality(report), _costs(report, "speed"), _costs(report, "cost"), _differences(report)]
     parts += [_table(("step", "kind", "time", "size", "tokens", "dollars"), [
         (_plain(s.name), "gone" if s.gone else s.kind, words.seconds(s.seconds), words.size(s.bytes), words.count(s.tokens), words.usd(s.usd))
         for s in report.steps
@@ -34,12 +34,25 @@ def render(report: Report) -> str:
 
 def _quality(report: Report) -> str:
     columns, rows = table(report)
-    costs = {m.key: m.label for model in report.models for m in model.measures}
+    costs, _ = page.costs(report, "quality")
     lines = []
     for model, scores, own in rows:
         told = [f"{words.score(s.value, s.share)} ({words.span(s.low, s.high, s.share)})" if s else words.UNKNOWN for s in scores]
         lines.append((_plain(model.label), *told, *(words.measure(own[k].value, own[k].unit) if k in own else words.UNKNOWN for k in costs)))
     return _table(("model", *(f"{_plain(metric)}, {_plain(task)}" for task, metric in columns), *costs.values()), lines)
+
+
+def _costs(report: Report, name: str) -> str:
+    labels, rows = page.costs(report, name)
+    told = [(_plain(m.label), *(_measure(own.get(key)) for key in labels)) for m, own in rows]
+    return _table(("model", *labels.values()), told)
+
+
+def _measure(own: Measure | None) -> str:
+    if own is None:
+        return words.UNKNOWN
+    span = words.measure_span(own.low, own.high, own.unit)
+    return words.measure(own.value, own.unit) + (f" ({span})" if span else "")
 
 
 def _differences(report: Report) -> str:

@@ -22,11 +22,11 @@ def render(report: Report) -> str:
     pictures = {
         "across": picture.across(list(report.steps)), "down": picture.down(list(report.steps)),
         "tradeoffs": figures.tradeoffs(list(report.models), list(report.scores)), "loss": {c.step: figures.loss(c) for c in report.curves},
-        "tokens": {x.step: figures.tokens(x) for x in report.xrays if x.counts},
+        "throughput": figures.throughput(list(report.models)), "tokens": {x.step: figures.tokens(x) for x in report.xrays if x.counts},
     }
     return environment.from_string(source).render(
-        r=report, name=lambda step: names.get(step, step), words=words, pictures=pictures, table=table(report), origins=origins(report.steps),
-        same=same(report.steps),
+        r=report, name=lambda step: names.get(step, step), words=words, pictures=pictures, table=table(report), costs=costs, said=said(report),
+        origins=origins(report.steps), same=same(report.steps),
     )  # fmt: skip
 
 
@@ -42,8 +42,26 @@ def table(report: Report) -> tuple[list[tuple[str, str]], list[tuple]]:
     ranked = sorted(report.scores, key=lambda s: not s.main)
     columns = sorted(dict.fromkeys((s.task, s.metric) for s in ranked), key=lambda c: [s.task for s in report.scores].index(c[0]))
     by_place = {(s.model, s.task, s.metric): s for s in report.scores}
-    rows = [(m, [by_place.get((m.label, *c)) for c in columns], {x.key: x for x in m.measures}) for m in report.models]
+    rows = [(m, [by_place.get((m.label, *c)) for c in columns], {x.key: x for x in m.measures if x.table == "quality"}) for m in report.models]
     return columns, rows
+
+
+def costs(report: Report, name: str) -> tuple[dict[str, str], list[tuple]]:
+    """A table of measures: (labels of its columns by key, (model, its measures by key) of each row that has one)."""
+    rows = [(m, {x.key: x for x in m.measures if x.table == name}) for m in report.models]
+    found = {x.key: x.label for _, own in rows for x in own.values()}
+    order = {key: i for _, own in sorted(rows, key=lambda row: len(row[1])) for i, key in enumerate(own)}  # as the model that has most tells them
+    return {k: found[k] for k in sorted(found, key=order.__getitem__)}, [row for row in rows if row[1]]
+
+
+def said(report: Report) -> list[tuple[str, list[str]]]:
+    """What costs are reckoned with, and what is not known: each sentence once, with the models that it is of (none: of all)."""
+    every = [m for m in report.models if m.assumptions]
+    out: dict[str, list[str]] = {}
+    for model in every:
+        for text in (*model.assumptions, *(f"not known, or none: {why}" for why in model.unknown)):
+            out.setdefault(text, []).append(model.label)
+    return [(text, [] if len(labels) == len(every) else labels) for text, labels in out.items()]
 
 
 def origins(steps: tuple[Step, ...]) -> list[tuple]:

@@ -36,6 +36,7 @@ def interval(metric: str, score: float, error: Any, answers: Answers | None) -> 
             low, high = intervals.bca([known[1]], LEVEL)
             if math.isfinite(low):
                 return low, high, f"{known[0]}, BCa"
+            return None, None, f"all {len(answers.ids)} answers score alike"
     if isinstance(error, int | float) and math.isfinite(error) and error > 0:
         return score - Z * error, score + Z * error, "lm-eval's standard error"
     return None, None, "no samples and no standard error to judge it on"

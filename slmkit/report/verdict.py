@@ -25,7 +25,7 @@ def headline(
     teaching: list[Teaching],
 ) -> list[str]:  # fmt: skip
     told = [*_asked(steps, scores, teaching), *_good(roles, scores, differences), *_against(models, roles, scores, differences)]
-    return [*told, *_checks(checks), *_cost(steps, teaching)]
+    return [*told, *_checks(checks), *_pays(models, roles), *_cost(steps, teaching)]
 
 
 def _asked(steps: list[Step], scores: list[Score], teaching: list[Teaching]) -> list[str]:
@@ -89,7 +89,8 @@ def _difference(differences: list[Difference], before: Score, after: Score) -> s
 def _against(models: list[Model], roles: Roles, scores: list[Score], differences: list[Difference]) -> list[str]:
     """The subject beside its teacher (or else what it started from), and beside those of its name in other evals: quality, size, speed, cost."""
     beside = [x for x in (roles.teacher or roles.base, *roles.others) if x not in (None, roles.subject)]
-    names = {"size": "the size", "tokens_per_second": "the tokens/s", "usd_per_million": "the cost of a token"}
+    names = {"size": "the size", "tokens_per_second": "the tokens/s", "written_per_second": "the tokens/s written",
+             "usd_per_million_tokens": "the cost of a token"}  # fmt: skip
     out = []
     for other in beside:
         told = []
@@ -97,7 +98,8 @@ def _against(models: list[Model], roles: Roles, scores: list[Score], differences
             theirs = _score(scores, other, own)
             told += [f"{_difference(differences, theirs, own)} {own.metric} on `{own.task}`"] if theirs else []
         mine, its = ({m.key: m for m in next((x.measures for x in models if x.label == label), ())} for label in (roles.subject, other))
-        told += [f"{words.times(mine[k].value, its[k].value)} {names[k]}" for k in names if k in mine and k in its and its[k].value]
+        skip = {"tokens_per_second"} if "written_per_second" in mine and "written_per_second" in its else set()  # measured, not by the way
+        told += [f"{words.times(mine[k].value, its[k].value)} {names[k]}" for k in names if k not in skip and k in mine and k in its and its[k].value]
         out += [f"Against {'its teacher, ' if other == roles.teacher else ''}`{other}`: {', '.join(told)}."] if told else []
     return out
 
@@ -109,6 +111,17 @@ def _checks(checks: list[Check]) -> list[str]:
     if not broken:
         return ["The one bound that was set holds." if len(checks) == 1 else f"All {len(checks)} bounds that were set hold."]
     return [f"{len(broken)} of {len(checks)} bounds that were set {'does' if len(broken) == 1 else 'do'} not hold."]
+
+
+def _pays(models: list[Model], roles: Roles) -> list[str]:
+    """What a million tokens cost where they were measured, beside the API, by the prices that were given."""
+    own = {m.key: m for m in next((x.measures for x in models if x.label == roles.subject), ())}
+    here, api, even = (own.get(k) for k in ("usd_per_million_tokens", "api_usd_per_million_tokens", "break_even_requests"))
+    if here is None:
+        return []
+    beside = f", at the API {words.usd(api.value)}" if api else ""
+    pays = f"; it has paid for its making from request {words.count(even.value)} on" if even else ""
+    return [f"At the prices given, a million tokens cost {words.usd(here.value)} with `{roles.subject}`{beside}{pays}."]
 
 
 def _cost(steps: list[Step], teaching: list[Teaching]) -> list[str]:

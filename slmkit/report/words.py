@@ -74,7 +74,18 @@ def usd(value: float | None) -> str:
 
 def measure(value: float | None, unit: str) -> str:
     """A figure of measures.py, in its unit."""
-    return {"bytes": size, "rate": rate, "seconds": seconds, "usd": usd}.get(unit, number)(value)
+    return {"bytes": size, "rate": rate, "seconds": seconds, "usd": usd, "latency": latency, "count": count}.get(unit, number)(value)
+
+
+def measure_span(low: float | None, high: float | None, unit: str) -> str:
+    """Its interval: `3.3 ms to 4.1 ms`; an end that nothing bounds is left open. Nothing where the figure has none, or is exact."""
+    if low is None and high is None or low == high:
+        return ""
+    return f"{measure(low, unit)} to {measure(high, unit)}"
+
+
+def latency(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def p(value: float | None) -> str:

@@ -95,11 +95,13 @@ class Task(Part):
     @field_validator("json_schema")
     @classmethod
     def _is_schema(cls, value: dict | None) -> dict | None:
+        if value is None:
+            return None
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import SchemaError
 
         try:
-            Draft202012Validator.check_schema(value or {})
+            Draft202012Validator.check_schema(value)
         except SchemaError as e:
             raise ValueError(f"this is no JSON Schema: {e.message[:120]}") from None
         return value

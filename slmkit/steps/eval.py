@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.errors import UsageError
+from slmkit.errors import Problem, UsageError
 from slmkit.steps import _expect, _sight, _tasks
 from slmkit.steps._fields import Device, Ref, Seed, TaskRef
 from slmkit.steps._speed import Cost, Speed, unmet  # noqa: F401 (unmet is a hook of the kind)
@@ -147,6 +147,18 @@ def expand(body: dict, folder: Path) -> dict:
         near = ", ".join(sorted(known)[:8]) or "none"
         raise UsageError(f"{place} defines none of the tasks (it has {near})", mend="name one of them in `tasks`, or leave out `tasks_dir`")
     return body | {"tasks": found}
+
+
+def refuse(config: Config, inputs: dict) -> list[Problem]:
+    """Short forms of one name, and what the first row of their data already shows: a column that is not there, say."""
+    from slmkit.data import asked
+
+    forms = [(task, size.path) for task, size in zip(config.tasks, inputs.get("tasks", ()), strict=False) if isinstance(task, Task)]
+    names = [task.name for task, _ in forms]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        return [Problem(f"two tasks are called `{twice}`", mend="give each task its own name")]
+    found = [asked.misfit(task, path) for task, path in forms if path is not None and path.is_file()]
+    return [problem for problem in found if problem]
 
 
 def estimate(config: Config, execution: Execution, inputs: dict) -> dict[str, int | list[str]]:

@@ -176,7 +176,7 @@ class _Dispatcher:
         self.pace.failed()
         silent = time.monotonic() - self.pace.last_success
         if failure.means == "unreachable" and not self.pace.proven and self.pace.failures >= FIRST_TRIALS:
-            self.fatal = self.fatal or CannotRun(f"{self.route.base_url}: {failure.why}", mend="check `teacher.base_url` and the network")
+            self.fatal = self.fatal or CannotRun(f"{self.route.base_url}: {failure.why}", mend=f"check `{self.route.block}.base_url` and the network")
         elif self.pace.broken and silent > self.manners.patience:
             self.fatal = self.fatal or CannotRun(
                 f"{self.route.base_url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}",

@@ -22,12 +22,13 @@ OVERLOAD = (429, 503, 529)
 
 @dataclass(frozen=True)
 class Route:
-    """How a teacher is reached. key: the secret itself, never shown or kept."""
+    """How a teacher is reached. key: the secret itself, never shown or kept. block: the recipe's, which errors name."""
 
     base_url: str
     key: str | None
     key_name: str | None
     timeout: float
+    block: str = "teacher"
 
 
 class Failure(Exception):
@@ -93,7 +94,7 @@ class Endpoint:
         if isinstance(cause, OSError) and cause.errno or name.startswith("ClientConnector"):
             return Failure("unreachable", f"cannot connect: {text}")
         if name in ("UnsupportedProtocol", "InvalidURL", "NonHttpUrlClientError", "InvalidUrlClientError"):
-            return UsageError(f"{self.route.base_url} is no URL of an endpoint ({text})", mend="teacher.base_url is like https://api.openai.com/v1")
+            return UsageError(f"{self.route.base_url} is no URL of an endpoint ({text})", mend=f"{self.route.block}.base_url is like https://api.openai.com/v1")
         if isinstance(cause, TimeoutError) or "Timeout" in name:
             return Failure("slow", f"no answer within {self.route.timeout:g} s")
         return Failure("lost", f"the connection broke: {name}{f' ({text})' if text else ''}")
@@ -106,15 +107,16 @@ class Endpoint:
                 return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
             return Failure("busy", f"{status}: {said}", _retry_after(error.response.headers))
         if status in (401, 403):
-            mend = f"check the key in {self.route.key_name}" if self.route.key_name else "name the key's variable: `teacher.api_key_env`"
+            block = self.route.block
+            mend = f"check the key in {self.route.key_name}" if self.route.key_name else f"name the key's variable: `{block}.api_key_env`"
             return CannotRun(f"{place}: {said}", mend=mend)
         if status == 404:
-            return CannotRun(f"{place}: {said}", mend="check `teacher.model` and `teacher.base_url` (it ends in /v1 at most endpoints)")
+            return CannotRun(f"{place}: {said}", mend=f"check `{self.route.block}.model` and its base_url (it ends in /v1 at most endpoints)")
         if status in (408, 409, 425) or status >= 500:
             return Failure("slow" if status in (408, 504) else "again", f"{status}: {said}", _retry_after(error.response.headers))
         if error.code in ROW_CODES or status == 413:
             return Failure("row", f"{status}: {said}")
-        return UsageError(f"{place}: {said}", mend=_mend(said))
+        return UsageError(f"{place}: {said}", mend=_mend(said, self.route.block))
 
 
 def _said(error: Any) -> str:
@@ -123,9 +125,9 @@ def _said(error: Any) -> str:
     return " ".join(str(text).split())[:200]
 
 
-def _mend(said: str) -> str:
+def _mend(said: str, block: str) -> str:
     if "max_completion_tokens" in said or "max_tokens" in said:
-        return "this endpoint counts under the other name: set `teacher.limit_key` to max_tokens or max_completion_tokens"
+        return f"this endpoint counts under the other name: set `{block}.limit_key` to max_tokens or max_completion_tokens"
     if "response_format" in said or "json_schema" in said:
         return "this endpoint does not enforce a schema: set `structured: false`, and the answers are only checked"
     if "temperature" in said or "top_p" in said or "seed" in said:

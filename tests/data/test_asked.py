@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from slmkit.data import asked, lm_eval_task
 from slmkit.errors import DataError
+from slmkit.steps import eval as step
+from slmkit.steps._estimate import Size
 from slmkit.steps._task_form import Task
 from tests.support.drive import given
 
@@ -74,7 +76,7 @@ def test_rows_are_read_from_columns_and_templates(tmp_path):
         ({"text": "x", "label": "a"}, {"user": "{{ titel }}"}, "'titel' is undefined (columns: text, label)"),
         ({"text": "x", "label": "a", "o": ["a"]}, {"metric": "acc", "choices": "o"}, "no list of two texts or more"),
         ({"m": [{"role": "user", "content": "hi"}]}, {"user": None, "answer": None, "messages": "m"}, "does not end with an answer"),
-        ([1], {}, "a row is an object"),
+        ([1], {}, "a row is an object"), ({"text": "x", "label": "\ud83d"}, {}, "half a character"),
     ],
 )  # fmt: skip
 def test_broken_rows_are_told_with_their_place_before_anything_runs(tmp_path, line, said, why):
@@ -85,6 +87,28 @@ def test_broken_rows_are_told_with_their_place_before_anything_runs(tmp_path, li
     with pytest.raises(DataError) as e:
         list(asked.questions(task(file, **said)))
     assert why in e.value.render() and "t.jsonl:2" in e.value.render()
+
+
+def test_what_is_seldom_meant_is_a_warning(tmp_path):
+    lines = [*ROWS, {"text": "message 1", "label": "b"}, {"text": "message 2", "label": "b"}, {"text": "new", "label": " "}]
+    heard = []
+    lm_eval_task.write(task(rows(tmp_path / "t.jsonl", lines)), tmp_path / "out", heard.append)
+    assert [h.partition(": ")[2].partition(",")[0] for h in heard] == ["1 of 8 right answers are empty", "2 of 8 questions were asked before"]
+    assert "1 of them with different right answers" in heard[1]
+    assert asked.doubts(task("t"), list(asked.questions(task(rows(tmp_path / "u.jsonl", ROWS))))) == []
+
+
+def test_a_column_that_is_not_there_is_refused_when_it_is_planned(tmp_path):
+    file = rows(tmp_path / "t.jsonl", ROWS)
+    sizes = {"tasks": (Size(path=file), Size(path=tmp_path / "gone.jsonl"), Size())}
+
+    def refused(*tasks):
+        return [p.render() for p in step.refuse(step.Config(models=["m"], tasks=[t.columns for t in tasks]), sizes)]
+
+    (said,) = refused(task(file, answer="lable"))
+    assert "t.jsonl:1: no column `lable` (found: text, label, n)" in said
+    assert refused(task(file), task(file, name="u"), task(file, name="v", answer="x")) == [], "what is not here yet is not looked at"
+    assert "two tasks are called `t`" in refused(task(file), task(file, metric="regex", pattern="x"))[0]
 
 
 def test_an_empty_file_has_no_questions(tmp_path):

@@ -199,6 +199,10 @@ def test_tokens_a_second_are_those_of_the_phase_that_makes_them() -> None:
     found = timing.throughput([batch])
     assert found["input_tokens_per_second"]["value"] == pytest.approx(200) and found["output_tokens_per_second"]["value"] == pytest.approx(10)
     assert (found["mean_input_tokens"], found["mean_output_tokens"]) == (20, 5)
+    turns = Batch(first=(0.1, 0.7), last=(0.6, 1.2), read=(10, 30), wrote=(6, 6), in_turn=True)
+    found = timing.throughput([turns])
+    assert found["output_tokens_per_second"]["value"] == pytest.approx(10), "one after another: both answers' seconds, not those of the last"
+    assert found["input_tokens_per_second"]["value"] == pytest.approx(200)
     single = timing.latency([Batch((0.2,), (1.0,), (10,), (5,))])
     assert single["time_to_first_token"]["p50"]["value"] == 0.2 and single["time_per_token"]["p50"]["value"] == pytest.approx(0.2)
     assert "output_tokens_per_second" not in timing.throughput([Batch((0.2,), (0.2,), (10,), (1,))])

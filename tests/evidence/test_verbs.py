@@ -20,6 +20,7 @@ from slmkit.cli import ci, evals
 from slmkit.cli.compare import compare
 from slmkit.cli.gate import gate
 from slmkit.errors import CheckFailed, StoreError, UsageError
+from tests.support import chains
 from tests.support.cli import Cli
 from tests.support.evals import answers, publish
 
@@ -73,6 +74,14 @@ def test_compare_is_paired_and_corrected(capsys, store):
                                          "after": "tuned says 110", "scores": 0}
     one = rows(capsys, store, "r/score", metric="acc", show=0)
     assert {r["metric"] for r in one} == {"acc"} and one[0]["corrected"] < acc["corrected"] and one[0]["flips"] == []
+
+
+def test_the_first_model_is_the_recipes_first(capsys, tmp_path):
+    home = Store(tmp_path / "artifacts")
+    chains.build(home, dict(sorted(chains.questions().items())))  # as files hold them: by the alphabet
+    found = rows(capsys, home, "score", metric="exact_match")
+    assert [(r["before"], r["after"]) for r in found] == [("base", m) for m in ("teacher", "tuned", "int4")]
+    assert home.resolve("score") == home.resolve("shop/score"), "a step's name is enough where one recipe has it, for every verb"
 
 
 def test_the_ways_to_name_two_models(capsys, store):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slmkit.data import metrics
 from slmkit.errors import StoreError, UsageError
 from slmkit.evidence import judge, power, samples
 from slmkit.steps import _expect
@@ -110,6 +111,16 @@ def test_what_is_recomputed_from_the_samples(tmp_path):
         assert found.verdict == "pass" and found.interval.low < score < found.interval.high
     nearly = verdict(tmp_path, "m.t.perplexity", f"<= {cases['perplexity'][1]:.6f}")
     assert nearly.verdict == "inconclusive"
+
+
+def test_f1_of_answers_that_are_written_is_recomputed_however_many_wrong_ones_there_are(tmp_path):
+    pairs = [[f"label {i % 5 % 3}", f"label {i % 5 % 3}" if i % 2 or i % 5 == 2 else f"chatter {i}"] for i in range(600)]
+    scores = {"f1_macro": metrics.f1_macro_of(pairs), "f1_weighted": metrics.f1_weighted_of(pairs)}
+    write(tmp_path, {"m": {"t": dict.fromkeys(scores, pairs)}}, {"m": {"t": scores}})
+    for metric, name in (("f1_macro", "macro F1 of right labels"), ("f1_weighted", "weighted F1")):
+        found = verdict(tmp_path, f"m.t.{metric}", ">= 0.6")
+        assert found.verdict == "pass" and found.interval.method.startswith(f"{name} recomputed"), found.detail
+        assert 0.6 < found.interval.low < scores[metric] < found.interval.high < 0.85
 
 
 def test_what_cannot_be_recomputed_is_judged_on_lm_evals_error_and_said(tmp_path):

@@ -53,7 +53,9 @@ def test_an_export_scores_as_the_model_it_was_made_of(tmp_path, tiny, rows, kind
     assert result.values["scores"]["before"] == result.values["scores"]["after"]
     assert result.values["chat_template_sha256"]["before"] == result.values["chat_template_sha256"]["after"]
     measured = result.values["speed"]["after"]["measured"]
-    assert set(measured["curve"]) == {"1", "2"} and measured["runtime"]["name"].startswith(("llama.cpp", "onnxruntime"))
+    assert [point["mean_output_tokens"] for point in measured["curve"].values()] == [4, 4], "none ends where the model would"
+    assert set(measured["curve"]) == {"1", "2"}
+    assert measured["runtime"]["in_turn"] and measured["runtime"]["name"].startswith(("llama.cpp", "onnxruntime"))
     assert step.unmet(step.Config(models=["m"], tasks=["t"], speed=speed), result.values) == []
     assert result.values["size_bytes"]["after"] > 10_000 and result.values["speed"]["after"]["tokens_per_second"] > 0
     for task in ("t", "pick", "stopped"):

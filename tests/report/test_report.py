@@ -15,9 +15,11 @@ import pytest
 from markupsafe import Markup
 
 from slmkit.artifact.store import Store
+from slmkit.cli import costing
 from slmkit.cli.report import render, report
 from slmkit.errors import CheckFailed, StoreError, UsageError
-from slmkit.evidence import paired, samples
+from slmkit.evidence import paired, samples, timing
+from slmkit.evidence.timing import Batch
 from slmkit.report import answers, markdown, page, quality, records, words
 from slmkit.report.facts import Report
 from slmkit.report.gather import gather
@@ -92,7 +94,7 @@ def _shown(report: Report) -> set[str]:
             found.add(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             ways = (words.share, words.number, words.count, words.size, words.seconds, words.rate, words.usd, words.p, words.small, str,
-                    lambda v: words.points(v, True), lambda v: words.points(v, False), lambda v: f"{100 * v:.1f}")  # fmt: skip
+                    words.latency, lambda v: words.points(v, True), lambda v: words.points(v, False), lambda v: f"{100 * v:.1f}")  # fmt: skip
             found.update(way(value) for way in ways)
 
     visit(json.loads(json.dumps(report.plain())))
@@ -261,12 +263,47 @@ def test_answers_that_cannot_be_read_are_left_out_with_a_note(tmp_path):
     page.render(told)
 
 
-def test_a_cost_that_was_recorded_is_a_column_and_a_picture(tmp_path, text):
+def _measured(rate: float, in_turn: bool = False) -> dict:
+    """What an eval records of a model's speed, made of batches whose times are known: 100 tokens read in 0.1 s, 11 written, 10 at a rate."""
+    batches = {n: [Batch((0.1,) * n, (0.1 + 10 / rate * k,) * n, (100,) * n, (11,) * n) for k in (1.0, 1.01, 0.99)] for n in (1, 4)}
+    return {"asked": {"own_ends": False}, "latency": timing.latency(batches[1]), "curve": timing.curve(batches), "peak_memory_bytes": 123_000_000,
+            "mix": {"input_tokens": 100.0, "output_tokens": 11.0}, "runtime": {"name": "transformers", "in_turn": in_turn}}  # fmt: skip
+
+
+def test_speed_and_cost_that_were_recorded_are_tables_and_pictures(tmp_path, text):
     store = Store(tmp_path / "s")
-    build(store, eval_result={"cost_per_million": {"base": 0.2, "teacher": 1.5, "tuned": 0.2, "int4": None}})
-    told = page.render(gather([store.resolve("shop/score")], finder(store)))
-    assert "exact_match on notes against $ per million tokens" in told and "No cost per token was recorded" not in told
-    assert "$ per million tokens" not in text and "No cost per token was recorded" in text
+    rates = {"base": 50, "teacher": 10, "int4": 100}
+    speed = {m: {"tokens_per_second": 5.0, "seconds": 1.0, "measured": _measured(rate)} for m, rate in rates.items()}
+    prices = {"usd_per_hour": 3.6, "api": {"input": 20.0, "output": 200.0}}
+    build(store, eval_result={"speed": speed, "cost": prices})
+    told = gather([store.resolve("shop/score")], finder(store))
+    models = {m.name: {x.key: x for x in m.measures} for m in told.models}
+    int4 = models["int4"]
+    assert int4["time_to_first_token_p50"].value == pytest.approx(0.1) and int4["time_per_token_p95"].value == pytest.approx(0.0101, rel=1e-2)
+    assert int4["written_per_second"].value == pytest.approx(400) and int4["best_batch"].value == 4 and int4["peak_memory"].value == 123_000_000
+    assert [(b.size, round(b.written)) for b in next(m for m in told.models if m.name == "int4").batches] == [(1, 100), (4, 400)]
+    assert int4["usd_per_million_input_tokens"].value == pytest.approx(0.25) and int4["usd_per_million_output_tokens"].value == pytest.approx(2.5)
+    _, bills = costing.find(store.root, "shop/score", None)
+    named = costing.find(store.root, "shop/score", None)[0]
+    theirs = {b.name: b.reckoned.figures for b in costing.reckon(store.root, named, None, bills, {"api": {}})}
+    keys = [k for k in theirs["int4"] if k in int4]
+    assert len(keys) > 6 and all((int4[k].value, int4[k].low, int4[k].high) == (f.value, f.low, f.high) for k in keys for f in [theirs["int4"][k]])
+    assert "written_per_second" not in models["tuned"] and "usd_one_off" not in models["tuned"], "its speed was not measured"
+    body = page.render(told)
+    for axis in ("$ per million tokens", "first token, p50", "tokens/s written, best batch"):
+        assert f"exact_match on notes against {axis}" in body and axis not in text
+    assert "No cost per token was recorded" not in body and "No cost per token was recorded" in text
+    assert "Throughput by requests at once" in body and "the machine that was measured costs 3.6 USD an hour" in body
+    assert any(s.startswith("At the prices given, a million tokens cost $") and "from request" in s for s in told.headline)
+    assert any("10.00 × the tokens/s written" in s for s in told.headline), "what was measured stands for what fell off in scoring"
+    tables = body[body.index("<h3>Speed") : body.index("<details><summary>What speed")].split("<svg")[0]
+    numbers = _numbers(html.unescape(re.sub(r"<[^>]+>", " ", tables)))
+    assert len(numbers) > 60 and [n for n in numbers if n not in {n for way in _shown(told) for n in _numbers(way)} | {"95", "50"}] == []
+    assert "| first token, p50 |" in markdown.render(told) and "$ per million tokens |" in markdown.render(told)
+    unpriced = Store(tmp_path / "u")
+    build(unpriced, eval_result={"speed": speed})
+    (first, *_) = [m for m in gather([unpriced.resolve("shop/score")], finder(unpriced)).models if m.name == "int4"]
+    assert not [m for m in first.measures if m.table == "cost"] and first.batches, "no price was named, so nothing is said to cost anything"
 
 
 def test_a_training_that_went_on_has_one_course(tmp_path):

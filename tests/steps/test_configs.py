@@ -53,7 +53,7 @@ def errors(kind, **more) -> list[tuple]:
         ("quantize", {"method": "nf4", "calibration": None, "backend": "gptqmodel"}, (), "`backend` is not read by method nf4"),
         ("eval", {"expect": {"m.t.acc": "0.9"}}, ("expect",), "no bound"),
         ("eval", {"model": "m"}, (), "keep one"),
-        ("eval", {"models": []}, ("models",), "at least 1"),
+        ("eval", {"models": []}, (), "`models` is empty"),
         ("distill", {"prompts": None}, ("prompts",), "`prompts` is missing"),
         ("distill", {"mode": "generate"}, ("generate",), "needs `generate: {description"),
         ("distill", {"rewrite": {}}, ("rewrite",), "not read by mode answer"),

@@ -49,7 +49,7 @@ class Llama:
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), settings)
         self.context = llama_cpp.llama_init_from_model(self.model, run) if self.model else None
         if not self.context:
-            raise StepFailed("llama.cpp cannot read what was written", where=file, mend="its reason is in the attempt's log")
+            raise StepFailed("llama.cpp cannot read this file", where=file, mend="is it whole? Its own reason is in the attempt's stderr.log")
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
         self.batch = llama_cpp.llama_batch_init(length, 0, 1)

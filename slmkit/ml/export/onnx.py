@@ -118,9 +118,10 @@ class Onnx:
         return [self.written(p, most, ends) for p in prompts]
 
     def written(self, prompt: list[int], most: int, ends: frozenset[int], enough: Callable[[list[int]], bool] = lambda ids: False) -> list[int]:
-        """The greedy answer: to an end, to `enough` of what was written so far, to `most` tokens."""
+        """The greedy answer: to an end (with no `ends`, past the model's own, which are not written then), to `enough`, to `most` tokens."""
         settings = self.genai.GeneratorParams(self.model)
-        settings.set_search_options(max_length=min(self.length, len(prompt) + most), do_sample=False)
+        longest = min(self.length, len(prompt) + most)
+        settings.set_search_options(max_length=longest, min_length=0 if ends else longest, do_sample=False)  # genai ends at the model's own ends
         try:
             generator = self.genai.Generator(self.model, settings)
             generator.append_tokens(prompt)

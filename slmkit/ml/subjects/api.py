@@ -37,7 +37,7 @@ class Endpoint(LM):
         super().__init__()
         self.name, self.said, self.report = name, said, report
         self.started, self.tokens, self.seconds, self.batch_size = time.perf_counter(), 0, 0.0, said.concurrency
-        self.asking = asking.opened(ctx, name, said, said.budget, said.prices, self._told)
+        self.asking = asking.opened(ctx, name, said, said.budget, said.prices, self._told, f"apis.{name}")
 
     def _told(self, kept: int, tokens: int) -> None:
         self.tokens += tokens
