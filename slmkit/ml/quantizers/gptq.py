@@ -32,11 +32,11 @@ PIECE = 128  # places whose logits are compared at once
 def quantize(ctx: Context, config: Any, given: Given, where: torch.device, rows: list[list[int]]) -> dict:
     ctx.progress(0, None, "loading")
     opened = packed.opened(given, where)
-    held = rows[: min(len(rows) // HELD, MOST_HELD)] if len(rows) >= FEWEST else []
-    if not held:
+    spared = held(rows)
+    if not spared:
         ctx.log("warning", what=f"{len(rows)} calibration rows are too few to hold some out: GPTQ is not compared with rounding to nearest")
-    calibration = opened.enter(rows[len(held) :])
-    streams = {way: opened.enter(held) for way in ("full", *WAYS)} if held else {}
+    calibration = opened.enter(rows[len(spared) :])
+    streams = {way: opened.enter(spared) for way in ("full", *WAYS)} if spared else {}
     errors: dict[str, dict[str, float]] = {way: {} for way in WAYS}
     for i in range(len(opened.list)):
         with opened.block(i):
@@ -50,7 +50,7 @@ def quantize(ctx: Context, config: Any, given: Given, where: torch.device, rows:
                     _through(opened, i, stream)
         ctx.log("block", number=i, relative_error={n: errors["gptq"][n] for n in opened.linear(i)})
         ctx.progress(i + 1, len(opened.list), "blocks")
-    compared = _compare(opened, streams) if held else None
+    compared = _compare(opened, streams) if spared else None
     best = min(WAYS, key=lambda way: compared[way]["kl"]) if compared else "gptq"
     if best == "rtn":
         ctx.log("warning", what=f"rounding to nearest is closer to the model on rows held out (KL {compared['rtn']['kl']:.3g} nats) than GPTQ "
@@ -58,8 +58,13 @@ def quantize(ctx: Context, config: Any, given: Given, where: torch.device, rows:
     tensors = _all(ctx.state, len(opened.list), best)
     packed.save(ctx, opened, tensors, config, act_order=config.act_order and best == "gptq")
     return packed.values(opened, tensors, config, errors[best]) | {
-        "samples": len(rows) - len(held), "calibration_tokens": sum(map(len, rows[len(held) :])), "kept": best, "held_out": compared,
+        "samples": len(rows) - len(spared), "calibration_tokens": sum(map(len, rows[len(spared) :])), "kept": best, "held_out": compared,
     }  # fmt: skip
+
+
+def held(rows: list) -> list:
+    """The first of the rows, which no Hessian sees; none where there are too few to spare any."""
+    return rows[: min(len(rows) // HELD, MOST_HELD)] if len(rows) >= FEWEST else []
 
 
 def _through(opened: Blocks, i: int, batches: list[Batch]) -> None:
