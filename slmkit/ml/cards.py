@@ -93,6 +93,8 @@ def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
     what = {
         "gptq": f"GPTQ, {config.bits} bits, groups of {config.group_size}",
         "rtn": f"rounded to nearest, {config.bits} bits, groups of {config.group_size}",
+        "awq": f"AWQ, {config.bits} bits, groups of {config.group_size}",
+        "autoround": f"AutoRound, {config.bits} bits, groups of {config.group_size}",
         "nf4": "bitsandbytes NF4 with double quantization",
         "int8": "bitsandbytes INT8",
     }[config.method]
@@ -101,7 +103,7 @@ def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
     text += f"{values['bytes']} bytes of weights, {values['bits_per_weight']:.2f} bits per weight.\n"
     if data is not None and "samples" in values:
         text += f"Calibrated on {values['samples']} rows of {origin(data)}.\n"
-    if config.method in ("gptq", "rtn"):
+    if config.method not in ("nf4", "int8"):
         text += "\nAutoGPTQ's checkpoint format (version 1): transformers reads it with `gptqmodel` or `optimum` installed, vLLM as it is.\n"
     return Card(metadata, text + (_tried(values) if "candidates" in values else "") + _LOAD)
 

@@ -72,16 +72,20 @@ def save(
     """Write weights and configs. packed: `NAME.qweight` … of every layer; rest: everything else that the model stores, written in `dtype`."""
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rest} | packed
     save_file({k: v.contiguous().cpu() for k, v in sorted(state.items())}, out / "model.safetensors", metadata={"format": "pt"})
-    # True sequential, as here: each layer sees inputs that went through the quantized ones before it.
-    quantization = {
-        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": grid.bits, "group_size": grid.group_size,
-        "sym": grid.symmetric, "lm_head": False, "true_sequential": True, "static_groups": False, "pack_dtype": "int32",
-    } | extra  # fmt: skip
+    quantization = settings(grid) | extra
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     config.pop("torch_dtype", None)
     models.write_json(out / "config.json", config | {"dtype": str(dtype).removeprefix("torch."), "quantization_config": quantization})
     models.write_json(out / "quantize_config.json", quantization | {"model_name_or_path": None, "model_file_base_name": "model"})
+
+
+def settings(grid: Grid) -> dict:
+    """What a folder's configs say. True sequential, as here: each layer sees inputs that went through the quantized ones before it."""
+    return {
+        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": grid.bits, "group_size": grid.group_size,
+        "sym": grid.symmetric, "lm_head": False, "true_sequential": True, "static_groups": False, "pack_dtype": "int32",
+    }  # fmt: skip
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from slmkit.errors import RecipeError
 from slmkit.ml import cards, chat, choosing, fidelity, models, quantizers
 from slmkit.ml.choosing import Choice
 from slmkit.ml.examples import Example
+from slmkit.ml.quantizers import autoround
 from slmkit.steps import _candidates, _fidelity
 from slmkit.steps._step import Context, Given, Result
 
@@ -24,11 +25,13 @@ def quantize(ctx: Context, config: Any, data: Rows | None) -> Result:
     folder = Path(given.path)
     if problem := _candidates.problem(config, folder):
         raise RecipeError([problem])
+    if config.method in ("awq", "autoround"):
+        autoround.needs(config.method, where)
     rows = _rows(config, data, given) if data else []
     choice = choosing.choose(ctx, config, data, rows, given, where) if config.method == "auto" else None
     config = choice.config if choice else config
     bits = {"nf4": 4, "int8": 8}.get(config.method, config.bits)
-    runs = "transformers, unpacked by slmkit" if config.method in ("gptq", "rtn") else "transformers with bitsandbytes"
+    runs = "transformers with bitsandbytes" if config.method in ("nf4", "int8") else "transformers, unpacked by slmkit"
     return fidelity.certified(
         ctx, config.fidelity, _fidelity.BY_BITS[bits], given, lambda: fidelity.Transformers(given, where),
         lambda _asked, _before: _made(ctx, config, choice, rows, given, where),
@@ -51,7 +54,7 @@ def _made(ctx: Context, config: Any, choice: Choice | None, rows: list[Example],
     models.free()
     card = cards.quantized(given, config, values, ctx.inputs.get("calibration"))
     cost = {"peak_memory_bytes": models.peak_memory(where)}
-    exact = where.type == "cpu" and config.backend == "slmkit"
+    exact = where.type == "cpu" and config.backend == "slmkit"  # awq and autoround run on no CPU
     return Result(values, card=card, cost=cost, seed=config.seed, determinism="exact" if exact else "seeded")
 
 

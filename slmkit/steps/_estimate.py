@@ -79,10 +79,10 @@ def quantizing(config: Any, model: Size) -> dict[str, int]:
         if not tried:
             return {}
         disk = max(c.bytes for c in tried)
-    elif config.method in ("gptq", "rtn"):
-        disk = _shapes.packed_bytes(shapes, config.bits, config.group_size)
-    else:
+    elif config.method in ("nf4", "int8"):
         disk = _shapes.bitsandbytes_bytes(shapes, config.method)
+    else:
+        disk = _shapes.packed_bytes(shapes, config.bits, config.group_size)
     return {"memory_bytes": shapes.parameters * 4, "disk_bytes": disk}
 
 

@@ -1,7 +1,7 @@
 """Quantize a model to 2, 3, 4 or 8 bits: GPTQ, round-to-nearest, NF4, INT8, or the best of them.
 
 gptq (https://arxiv.org/abs/2210.17323) calibrates layer after layer on your own data and writes AutoGPTQ's checkpoint
-format, as rtn does without calibration: transformers, vLLM and gptqmodel load both. nf4 and int8 are bitsandbytes'.
+format, as rtn does without calibration: transformers, vLLM and gptqmodel load both; so do awq and autoround on a GPU. nf4 and int8 are bitsandbytes'.
 auto tries what `target` loads and `max_bits_per_weight` allows, on calibration rows held out of all of it, and keeps the best.
 Shapes that cannot be packed are refused before any work, with the layer's name and the group sizes that would fit. What quantizing did to the
 model is measured and written into .slmkit/fidelity.json; a model that came out broken is not published.
@@ -30,7 +30,8 @@ TAKES = {
 }  # fmt: skip
 GIVES = "model"
 
-GROUPED, DRAWN = ("gptq", "rtn"), ("gptq", "auto")
+TUNED = ("awq", "autoround")  # by the auto-round package, on a GPU
+GROUPED, DRAWN = ("gptq", "rtn", *TUNED), ("gptq", "auto", *TUNED)
 READ_BY = {
     "bits": GROUPED, "group_size": GROUPED, "symmetric": GROUPED, "act_order": ("gptq",), "damping": ("gptq",),
     "calibration": DRAWN, "samples": DRAWN, "max_length": DRAWN, "seed": DRAWN, "target": ("auto",), "max_bits_per_weight": ("auto",),
@@ -44,17 +45,19 @@ DEFAULTS = {
 class Config(StepConfig):
     model: Ref
     """The model to quantize, in full precision."""
-    method: Literal["gptq", "nf4", "int8", "rtn", "auto"] = "gptq"
+    method: Literal["gptq", "nf4", "int8", "rtn", "auto", "awq", "autoround"] = "gptq"
     """gptq: calibrated, 2 to 8 bits; rtn: rounded to nearest, the same format; nf4 and int8: bitsandbytes' (nf4 with double quantization);
-    auto: the best of those on calibration rows held out, under `max_bits_per_weight`."""
+    auto: the best of those on calibration rows held out, under `max_bits_per_weight`; awq and autoround: by the auto-round package
+    (`pip install 'slmkit[autoround]'`), on a GPU, in gptq's format."""
     backend: Literal["slmkit", "gptqmodel"] = "slmkit"
     """Who does gptq and rtn: slmkit itself, or the gptqmodel package (`pip install 'slmkit[gptqmodel]'`; more architectures)."""
     bits: Literal[2, 3, 4, 8] | None = None
-    """Bits per weight; gptq and rtn; 4 if left out."""
+    """Bits per weight; all but nf4, int8 and auto; 4 if left out."""
     group_size: Annotated[int, Field(ge=-1)] | None = None
-    """Input features that share a scale: 16 to 1024, or -1 for all; must divide every layer's width; gptq and rtn; 128 if left out."""
+    """Input features that share a scale: 16 to 1024, or -1 for all; must divide every layer's width; all but nf4, int8 and auto; 128 if
+    left out."""
     symmetric: bool | None = None
-    """Zero in the middle of the range, which every kernel can read; gptq and rtn; true if left out."""
+    """Zero in the middle of the range, which every kernel can read; all but nf4, int8 and auto; true if left out."""
     act_order: bool | None = None
     """Quantize the most active columns first: better at 2 and 3 bits, slower in some kernels; gptq; false if left out."""
     damping: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -64,13 +67,13 @@ class Config(StepConfig):
     max_bits_per_weight: Annotated[float | None, Born(None), Field(gt=0, le=16)] = None
     """Most bits per weight of the whole folder, its 16-bit embeddings included; auto needs it."""
     calibration: DataRef | None = None
-    """Rows the model will meet in use (training rows, never the evaluation's); gptq and auto need it."""
+    """Rows the model will meet in use (training rows, never the evaluation's); all but rtn, nf4 and int8 need it."""
     samples: Annotated[int, Field(ge=1, le=100000)] | None = None
-    """Calibration rows, drawn by seed; gptq and auto; 256 if left out."""
+    """Calibration rows, drawn by seed; all but rtn, nf4 and int8; 256 if left out."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] | None = None
-    """Tokens per calibration row; longer ones are cut; gptq and auto; 1024 if left out."""
+    """Tokens per calibration row; longer ones are cut; all but rtn, nf4 and int8; 1024 if left out."""
     seed: Seed | None = None
-    """Seed of the draw; gptq and auto; 0 if left out."""
+    """Seed of the draw; all but rtn, nf4 and int8; 0 if left out."""
     fidelity: Annotated[Fidelity | None, How()] = None
     """Bounds of what quantizing may do to the model; those of the number of bits if left out."""
 
@@ -97,7 +100,7 @@ class Config(StepConfig):
     @classmethod
     def _calibration(cls, value: Any, info: Any) -> Any:
         if value is None and (method := info.data.get("method")) in DRAWN:
-            more = " (or write method: rtn)" if method == "gptq" else ""
+            more = "" if method == "auto" else " (or write method: rtn)"
             raise ValueError(f"method {method} needs `calibration`: a dataset like the training rows{more}")
         return value
 
@@ -117,7 +120,7 @@ class Config(StepConfig):
 
     @model_validator(mode="after")
     def _backend(self) -> Config:
-        if self.backend != "slmkit" and self.method not in GROUPED:
+        if self.backend != "slmkit" and self.method not in ("gptq", "rtn"):
             raise ValueError(f"`backend` is not read by method {self.method}; remove it")
         return self
 
@@ -132,9 +135,15 @@ class Execution(StepExecution):
 def blocked(config: Config, execution: Execution) -> str | None:
     """Why this cannot run here, found without importing anything heavy."""
     import importlib.util
+    import shutil
 
     if config.backend == "gptqmodel" and importlib.util.find_spec("gptqmodel") is None:
         return "backend gptqmodel is not installed: pip install 'slmkit[gptqmodel]'"
+    if config.method in TUNED:
+        if execution.device in ("cpu", "mps") or not shutil.which("nvidia-smi"):
+            return f"method {config.method} needs a GPU (and pip install 'slmkit[autoround]'); method gptq works without one"
+        if importlib.util.find_spec("auto_round") is None:
+            return f"method {config.method} needs auto-round: pip install 'slmkit[autoround]'"
     return None
 
 
