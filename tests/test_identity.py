@@ -105,7 +105,7 @@ OTHER = {  # another valid value for every field
     "int4": {
         "method": "rtn", "bits": 3, "group_size": 32, "symmetric": False, "act_order": True, "damping": 0.02,
         "samples": 8, "max_length": 64, "seed": 2, "how.fidelity": {"top1": 0.9},
-        "backend": "gptqmodel", "execution.device": "cuda", "execution.allow": ["leaks"],
+        "backend": "gptqmodel", "target": "vllm", "max_bits_per_weight": 5.0, "execution.device": "cuda", "execution.allow": ["leaks"],
     },
     "score": {"fewshot": 1, "limit": 4, "chat": True, "seed": 2, "expect": {"int4.t.acc": ">= 0.2"}, "inconclusive": "pass",
               "how.speed": {"new_tokens": 9}, "how.cost": {"usd_per_hour": 2.0}, "execution.batch_size": 2, "execution.device": "cuda"},
@@ -146,6 +146,10 @@ def edited(step: str, path: str, value: Any) -> dict:
     if path == "method" and value == "rtn":  # keys that round-to-nearest does not read are refused
         for key in ("act_order", "damping", "calibration", "samples", "max_length", "seed"):
             node.pop(key, None)
+    if path in ("target", "max_bits_per_weight"):  # read by auto, which reads no grid: against each other in test_what_auto_may_choose_…
+        for key in ("bits", "group_size", "symmetric", "act_order", "damping", "backend"):
+            node.pop(key)
+        node |= {"max_bits_per_weight": 6.0, "method": "auto", path: value}
     if path == "max_steps":
         node.pop("epochs")
     if path == "format":
@@ -162,6 +166,18 @@ def test_identity_moves_it_and_execution_does_not(folder: Path, step: str, path:
         assert moved == set()
     else:
         assert step in moved and all(order.index(m) >= order.index(step) for m in moved)
+
+
+def test_what_auto_may_choose_from_moves_it(folder: Path) -> None:
+    base = edited("int4", "max_bits_per_weight", 5.0)
+    found = set()
+    for more in ({}, {"target": "vllm"}, {"target": "cpu"}, {"max_bits_per_weight": 4.5}, {"samples": 17}, {"seed": 9}):
+        body = copy.deepcopy(base)
+        body["steps"]["int4"] |= more
+        found.add(prints(folder, body)["int4"])
+    assert len(found) == 6
+    base["steps"]["int4"]["target"] = "transformers"
+    assert prints(folder, base)["int4"] in found, "a default that is written out is no other choice"
 
 
 def test_the_ways_to_name_data_are_told_apart(folder: Path) -> None:

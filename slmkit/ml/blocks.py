@@ -18,8 +18,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slmkit.errors import StepFailed
-from slmkit.ml import models
+from slmkit.ml import models, saving
 from slmkit.ml.lora import decoder
+from slmkit.ml.saving import Stored
 
 BATCH = 8
 
@@ -81,6 +82,16 @@ class Blocks:
         with safe_open(self.files[name], framework="pt") as opened:
             value = opened.get_tensor(name)
         return value.to(self.stored) if value.is_floating_point() else value
+
+    def stored_as(self, name: str) -> Stored:
+        """What `read` gives, unread."""
+        if self.whole is not None:
+            value = self.whole[name]
+            return Stored(value.dtype, tuple(value.shape), lambda: value)
+        with safe_open(self.files[name], framework="pt") as opened:
+            part = opened.get_slice(name)
+            dtype, shape = saving.DTYPES[part.get_dtype()], tuple(part.get_shape())
+        return Stored(self.stored if dtype.is_floating_point else dtype, shape, lambda: self.read(name))
 
     def _fill(self, module: torch.nn.Module, prefix: str, wanted: Callable[[str], bool] = lambda _: True) -> None:
         for name, _ in list(module.named_parameters()):

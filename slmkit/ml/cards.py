@@ -93,17 +93,31 @@ def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
     what = {
         "gptq": f"GPTQ, {config.bits} bits, groups of {config.group_size}",
         "rtn": f"rounded to nearest, {config.bits} bits, groups of {config.group_size}",
+        "awq": f"AWQ, {config.bits} bits, groups of {config.group_size}",
+        "autoround": f"AutoRound, {config.bits} bits, groups of {config.group_size}",
         "nf4": "bitsandbytes NF4 with double quantization",
         "int8": "bitsandbytes INT8",
     }[config.method]
     metadata = PIPELINE | {"tags": ["slmkit", config.method, f"{values['bits']}-bit"]} | base_metadata(source, "quantized") | _datasets(data)
     text = f"# {source.name}, quantized\n\n{origin(source)}: {what}; "
     text += f"{values['bytes']} bytes of weights, {values['bits_per_weight']:.2f} bits per weight.\n"
-    if data is not None:
+    if data is not None and "samples" in values:
         text += f"Calibrated on {values['samples']} rows of {origin(data)}.\n"
-    if config.method in ("gptq", "rtn"):
+    if config.method not in ("nf4", "int8"):
         text += "\nAutoGPTQ's checkpoint format (version 1): transformers reads it with `gptqmodel` or `optimum` installed, vLLM as it is.\n"
-    return Card(metadata, text + _LOAD)
+    return Card(metadata, text + (_tried(values) if "candidates" in values else "") + _LOAD)
+
+
+def _tried(values: dict) -> str:
+    """The table of what `method: auto` measured."""
+    on = values["chosen_on"]
+    lines = [f"\n## Chosen\n\n`{values['chosen']}` lost least on {on['tokens']} tokens of {on['rows']} calibration rows held out (target "
+             f"{values['target']}).\n", "| | bits per weight | mean KL, nats | perplexity | lost, nats |", "|---|---|---|---|---|"]
+    for name, f in values["candidates"].items():
+        lost = "not finite | | " if f["nats_lost"] is None else f"{f['mean_kl']:.3g} | {f['perplexity']:.4g} | {f['nats_lost']:.3g}"
+        lines.append(f"| {'**' + name + '**' if name == values['chosen'] else name} | {f['bits_per_weight']:.2f} | {lost} |")
+    before = next(iter(values["candidates"].values()))["perplexity_before"]
+    return "\n".join([*lines, f"\nPerplexity of the model as it was: {before:.4g}.\n"])
 
 
 def scored(models: tuple[Given, ...], scores: dict, tasks: list[str]) -> Card:

@@ -84,12 +84,17 @@ class Reading:
 
 def take(runtime: Runtime, asked: Probes) -> Reading:
     """Run the probes, one at a time, unpadded."""
-    logits = [runtime.logits(list(p.ids[: p.end]))[p.start - 1 : p.end - 1].clone() for p in asked.probes]
+    said = logits(runtime, asked)
     greedy = runtime.greedy([p.prompt for p in asked.probes[:ASKED]], WRITTEN, asked.ends)
     rendered = [runtime.render(m[:-1] if m[-1]["role"] == "assistant" else m) for m in asked.messages]
     hidden = getattr(runtime, "hidden", None)
     states = [[(n, s[:SHARED].clone()) for n, s in hidden(list(p.ids[: p.end]))] for p in asked.probes[:HIDDEN]] if hidden else []
-    return Reading(logits, greedy, rendered, states, runtime.name)
+    return Reading(said, greedy, rendered, states, runtime.name)
+
+
+def logits(runtime: Runtime, asked: Probes) -> list[torch.Tensor]:
+    """Of each probe, those that predict its measured tokens."""
+    return [runtime.logits(list(p.ids[: p.end]))[p.start - 1 : p.end - 1].clone() for p in asked.probes]
 
 
 def compare(before: Reading, after: Reading, asked: Probes) -> dict[str, Any]:

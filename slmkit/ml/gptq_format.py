@@ -8,18 +8,17 @@ Reading unpacks into dense layers, bit for bit the values that were measured, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from slmkit.errors import StepFailed
-from slmkit.ml import models
+from slmkit.ml import models, saving
 from slmkit.ml.gptq import Grid, Quantized
+from slmkit.ml.saving import Stored
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 WORD = 32
@@ -66,22 +65,23 @@ def layer(parts: dict[str, torch.Tensor], bits: int) -> Quantized:
     return Quantized(unpack(parts["qweight"], bits).T.to(torch.uint8), parts["scales"], zeros.to(torch.int32), parts["g_idx"])
 
 
-def save(
-    rest: Iterable[tuple[str, torch.Tensor]], packed: dict[str, torch.Tensor], grid: Grid, out: Path, source: Path, dtype: torch.dtype, extra: dict,
-) -> None:  # fmt: skip
-    """Write weights and configs. packed: `NAME.qweight` … of every layer; rest: everything else that the model stores, written in `dtype`."""
-    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in rest} | packed
-    save_file({k: v.contiguous().cpu() for k, v in sorted(state.items())}, out / "model.safetensors", metadata={"format": "pt"})
-    # True sequential, as here: each layer sees inputs that went through the quantized ones before it.
-    quantization = {
-        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": grid.bits, "group_size": grid.group_size,
-        "sym": grid.symmetric, "lm_head": False, "true_sequential": True, "static_groups": False, "pack_dtype": "int32",
-    } | extra  # fmt: skip
+def save(tensors: dict[str, Stored], grid: Grid, out: Path, source: Path, dtype: torch.dtype, extra: dict) -> None:
+    """Write weights and configs. tensors: `NAME.qweight` … of every layer, and everything else that the model stores, in `dtype`."""
+    saving.save(tensors, out / "model.safetensors", {"format": "pt"})
+    quantization = settings(grid) | extra
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     config.pop("torch_dtype", None)
     models.write_json(out / "config.json", config | {"dtype": str(dtype).removeprefix("torch."), "quantization_config": quantization})
     models.write_json(out / "quantize_config.json", quantization | {"model_name_or_path": None, "model_file_base_name": "model"})
+
+
+def settings(grid: Grid) -> dict:
+    """What a folder's configs say. True sequential, as here: each layer sees inputs that went through the quantized ones before it."""
+    return {
+        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": grid.bits, "group_size": grid.group_size,
+        "sym": grid.symmetric, "lm_head": False, "true_sequential": True, "static_groups": False, "pack_dtype": "int32",
+    }  # fmt: skip
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -105,17 +105,22 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _dense(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every weight in `dtype`; of what is packed, one layer at a time."""
     state: dict[str, torch.Tensor] = {}
-    packed: dict[str, dict[str, torch.Tensor]] = {}
+    packed: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():
                 name, _, part = key.rpartition(".")
                 if part in PARTS:
-                    packed.setdefault(name, {})[part] = opened.get_tensor(key)
+                    packed.setdefault(name, {})[part] = file
                 else:
                     state[key] = opened.get_tensor(key).to(dtype)
-    for name, parts in packed.items():
+    for name, files in packed.items():
+        parts = {}
+        for part, file in files.items():
+            with safe_open(file, framework="pt") as opened:
+                parts[part] = opened.get_tensor(f"{name}.{part}")
         if "g_idx" not in parts:
             inputs, groups = parts["qweight"].shape[0] * WORD // bits, parts["scales"].shape[0]
             parts["g_idx"] = torch.arange(inputs, dtype=torch.int32) // (inputs // groups)

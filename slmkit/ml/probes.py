@@ -70,14 +70,14 @@ def choose(data: tuple[Given, ...], model: Given) -> Probes:
     tokenizer = models.tokenizer(model)
     for given in data:
         try:
-            found = _of(_even(read.read(given, on_bad_row="skip")), given.name, tokenizer, model)
+            found = of(_even(read.read(given, on_bad_row="skip")), given.name, tokenizer, model)
         except DataError:
             continue  # rows of another form, or longer than any probe; train says what is wrong with them
         if found.probes:
             return found
     chats = bool(tokenizer.chat_template)
     made = [Row(i, messages=_talk(*pair)) if chats else Row(i, prompt=pair[0] + "\n", completion=pair[1]) for i, pair in enumerate(BUILT_IN, 1)]
-    return _of(rows.of("slmkit", "messages" if chats else "completion", made, ""), "slmkit", tokenizer, model)
+    return of(rows.of("slmkit", "messages" if chats else "completion", made, ""), "slmkit", tokenizer, model)
 
 
 def _talk(user: str, assistant: str) -> tuple[dict, ...]:
@@ -101,7 +101,8 @@ def room(model: Given) -> int:
     return min(LONGEST, max(16, (text.get("max_position_embeddings") or text.get("n_positions") or LONGEST) - WRITTEN))
 
 
-def _of(part: Rows, source: str, tokenizer, model: Given) -> Probes:
+def of(part: Rows, source: str, tokenizer, model: Given) -> Probes:
+    """A probe of every row."""
     ends = models.end_ids(model, tokenizer)
     encoded = chat.encode(part, tokenizer, loss_on="assistant", max_length=room(model), ends=ends, too_long="cut_end", allow_truncation=True)
     made, seen = [], set()

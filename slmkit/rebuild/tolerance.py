@@ -29,7 +29,9 @@ NOISE = re.compile(
     r"(^|[._])(seconds|per_second|speed|time|date|started|finished|peak_memory(_bytes)?|memory\w*|host|usd\w*|answered|from_ledger|attempts|"
     r"resumed_\w+|lost_requests|failures|observed)([._]|$)|^checks\[\d+\]\.(detail|figures)"
 )
-METER = re.compile(r"(^|[._])(\w*kl|relative_error\w*|top1|worst_\w+|answers_\w+|best_step|stopped_early|checks|stderr)([._,\[]|$)|_stderr|,stderr")
+METER = re.compile(
+    r"(^|[._])(\w*kl|nats_lost|relative_error\w*|top1|worst_\w+|answers_\w+|best_step|stopped_early|checks|stderr)([._,\[]|$)|_stderr|,stderr"
+)
 LOSSES = re.compile(r"(^|[._])(\w*loss|nats|perplexity\w*)([._]|$)")
 
 

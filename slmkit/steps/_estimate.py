@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmkit.steps import _shapes
+from slmkit.steps import _candidates, _shapes
 
 BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large vocabularies
 
@@ -74,10 +74,15 @@ def quantizing(config: Any, model: Size) -> dict[str, int]:
     shapes = _shapes.of(model.path) if model.path else None
     if shapes is None:
         return {}
-    if config.method in ("gptq", "rtn"):
-        disk = _shapes.packed_bytes(shapes, config.bits, config.group_size)
-    else:
+    if config.method == "auto":
+        tried = _candidates.candidates(config.target, config.max_bits_per_weight, shapes)
+        if not tried:
+            return {}
+        disk = max(c.bytes for c in tried)
+    elif config.method in ("nf4", "int8"):
         disk = _shapes.bitsandbytes_bytes(shapes, config.method)
+    else:
+        disk = _shapes.packed_bytes(shapes, config.bits, config.group_size)
     return {"memory_bytes": shapes.parameters * 4, "disk_bytes": disk}
 
 

@@ -100,7 +100,7 @@ def problem(config: Any, folder: Path) -> Problem | None:
         return None  # other names than ours, or nothing that can be read: the work itself says what is wrong
     if shapes.quantized:
         return Problem(f"this model is already quantized ({shapes.quantized})", mend="give the full-precision model")
-    if config.method not in ("gptq", "rtn") or config.backend != "slmkit":
+    if config.method in ("nf4", "int8", "auto") or config.backend != "slmkit":
         return None
     return refused(shapes, config.bits, config.group_size)
 

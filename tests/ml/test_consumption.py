@@ -126,7 +126,7 @@ def test_every_field_has_an_entry() -> None:
     assert {f for f in leaves(train.Config) if not f.startswith("grpo.rewards.")} - INPUTS == set(TRIED) - {"grpo.rewards"}
     rewards = {f.removeprefix("grpo.rewards.") for f in leaves(train.Config) if f.startswith("grpo.rewards.")}
     assert {f for f in rewards if not f.startswith("judge.")} == set(REWARDS)  # a judge's are tried in tests/ml/test_judge.py
-    # read by methods, tried where they are read: tests/ml/test_merge.py, test_gptq.py, test_eval.py, test_subjects.py
+    # read by methods, tried where they are read: tests/ml/test_merge.py, test_gptq.py, test_choosing.py, test_eval.py, test_subjects.py
     assert set(merge.Config.model_fields) == {"model", "dtype", "into", "fidelity"}
     assert set(quantize.Config.model_fields) == {"model", "method", "backend", "fidelity", *quantize.READ_BY}
     assert set(eval_step.Config.model_fields) == {"models", "tasks", "fewshot", "limit", "chat", "seed", "expect", "inconclusive", "speed", "cost",

@@ -12,6 +12,7 @@ from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.ml import blocks, gptq, gptq_format, models
 from slmkit.ml.gptq import Grid
 from slmkit.ml.quantizers import gptq as quantizer
+from slmkit.ml.quantizers import packed
 from slmkit.steps import quantize as quantize_step
 from slmkit.steps._estimate import weights
 from tests.support.drive import Driver, given
@@ -134,10 +135,11 @@ def test_a_folder_reads_back_as_what_was_measured(tmp_path, tiny, rows_file, con
     kept = {}
     original = gptq_format.save
 
-    def save(rest, packed, *args):  # looks at what is written; changes nothing
-        rest = list(rest)
-        kept.update(rest=dict(rest), packed=dict(packed))
-        return original(rest, packed, *args)
+    def save(tensors, *args):  # looks at what is written; changes nothing
+        read = {name: stored.read() for name, stored in tensors.items()}
+        parts = {name for name in read if name.rpartition(".")[2] in gptq_format.PARTS}
+        kept.update(rest={n: v for n, v in read.items() if n not in parts}, packed={n: read[n] for n in parts})
+        return original(tensors, *args)
 
     monkeypatch.setattr(gptq_format, "save", save)
     driver, result = run(tmp_path, tiny, rows_file, group_size=32, **config)
@@ -275,7 +277,7 @@ def test_rounding_is_kept_where_it_is_closer(tmp_path, tiny, rows_file, monkeypa
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, tiny, rows_file, monkeypatch):
     whole, _ = run(tmp_path / "a", tiny, rows_file, group_size=32)
     done = []
-    original = quantizer._keep
+    original = packed.keep
 
     def keep(file, *args):
         if done:
@@ -283,11 +285,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, tiny, rows_file, monke
         original(file, *args)
         done.append(file)
 
-    monkeypatch.setattr(quantizer, "_keep", keep)
+    monkeypatch.setattr(packed, "keep", keep)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", tiny, rows_file, group_size=32)
     assert [f.name for f in done] == ["block-0.safetensors"]
-    monkeypatch.setattr(quantizer, "_keep", original)
+    monkeypatch.setattr(packed, "keep", original)
     made = []
     monkeypatch.setattr(quantizer, "_block", lambda o, i, *a, real=quantizer._block: (made.append(i), real(o, i, *a))[1])
     again, _ = run(tmp_path / "b", tiny, rows_file, group_size=32)

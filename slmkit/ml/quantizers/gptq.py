@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from slmkit.ml import blocks as walking
 from slmkit.ml import gptq, gptq_format
@@ -32,34 +31,39 @@ PIECE = 128  # places whose logits are compared at once
 def quantize(ctx: Context, config: Any, given: Given, where: torch.device, rows: list[list[int]]) -> dict:
     ctx.progress(0, None, "loading")
     opened = packed.opened(given, where)
-    held = rows[: min(len(rows) // HELD, MOST_HELD)] if len(rows) >= FEWEST else []
-    if not held:
+    spared = held(rows)
+    if not spared:
         ctx.log("warning", what=f"{len(rows)} calibration rows are too few to hold some out: GPTQ is not compared with rounding to nearest")
-    calibration = opened.enter(rows[len(held) :])
-    streams = {way: opened.enter(held) for way in ("full", *WAYS)} if held else {}
+    calibration = opened.enter(rows[len(spared) :])
+    streams = {way: opened.enter(spared) for way in ("full", *WAYS)} if spared else {}
     errors: dict[str, dict[str, float]] = {way: {} for way in WAYS}
     for i in range(len(opened.list)):
         with opened.block(i):
-            kept = ctx.state / f"block-{i}.safetensors"
+            kept = packed.block(ctx.state, i)
             _through(opened, i, streams.get("full", []))
             if not kept.is_file():
-                _keep(kept, *_block(opened, i, calibration, config))
+                packed.keep(kept, *_block(opened, i, calibration, config))
             for way in WAYS:
                 _put(opened, i, kept, way, config.bits, errors[way])
                 for stream in (*([calibration] if way == "gptq" else ()), streams.get(way, [])):
                     _through(opened, i, stream)
         ctx.log("block", number=i, relative_error={n: errors["gptq"][n] for n in opened.linear(i)})
         ctx.progress(i + 1, len(opened.list), "blocks")
-    compared = _compare(opened, streams) if held else None
+    compared = _compare(opened, streams) if spared else None
     best = min(WAYS, key=lambda way: compared[way]["kl"]) if compared else "gptq"
     if best == "rtn":
         ctx.log("warning", what=f"rounding to nearest is closer to the model on rows held out (KL {compared['rtn']['kl']:.3g} nats) than GPTQ "
                 f"({compared['gptq']['kl']:.3g}): it was kept; a `group_size`, `act_order: true` or more `samples` may help")
-    tensors = _all(ctx.state, len(opened.list), best)
+    tensors = packed.kept(ctx.state, len(opened.list), best)
     packed.save(ctx, opened, tensors, config, act_order=config.act_order and best == "gptq")
     return packed.values(opened, tensors, config, errors[best]) | {
-        "samples": len(rows) - len(held), "calibration_tokens": sum(map(len, rows[len(held) :])), "kept": best, "held_out": compared,
+        "samples": len(rows) - len(spared), "calibration_tokens": sum(map(len, rows[len(spared) :])), "kept": best, "held_out": compared,
     }  # fmt: skip
+
+
+def held(rows: list) -> list:
+    """The first of the rows, which no Hessian sees; none where there are too few to spare any."""
+    return rows[: min(len(rows) // HELD, MOST_HELD)] if len(rows) >= FEWEST else []
 
 
 def _through(opened: Blocks, i: int, batches: list[Batch]) -> None:
@@ -85,12 +89,6 @@ def _block(opened: Blocks, i: int, calibration: list[Batch], config: Any) -> tup
     return tensors, errors
 
 
-def _keep(file: Path, tensors: dict[str, torch.Tensor], errors: dict) -> None:
-    part = file.with_suffix(".part")
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, metadata={"errors": json.dumps(errors)})
-    part.rename(file)
-
-
 def _put(opened: Blocks, i: int, file: Path, way: str, bits: int, errors: dict[str, float]) -> None:
     """Give block i the weights of one way, as they will be read back."""
     with safe_open(file, framework="pt") as kept:
@@ -99,14 +97,6 @@ def _put(opened: Blocks, i: int, file: Path, way: str, bits: int, errors: dict[s
             parts = {part: kept.get_tensor(f"{way}/{name}.{part}") for part in gptq_format.PARTS}
             dense = gptq_format.layer(parts, bits).dense()
             module.weight.data = dense.to(module.weight.device, module.weight.dtype)
-
-
-def _all(state: Path, count: int, way: str) -> dict[str, torch.Tensor]:
-    found = {}
-    for i in range(count):
-        with safe_open(state / f"block-{i}.safetensors", framework="pt") as kept:
-            found |= {key[len(way) + 1 :]: kept.get_tensor(key) for key in kept.keys() if key.startswith(f"{way}/")}
-    return found
 
 
 def _compare(opened: Blocks, streams: dict[str, list[Batch]]) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from slmkit.errors import StepFailed
-from slmkit.ml import gptq_format, models
+from slmkit.ml import gptq_format, models, saving
 from slmkit.ml.blocks import Blocks
 from slmkit.ml.gptq import Grid
+from slmkit.ml.saving import Stored
 from slmkit.steps._step import Context, Given
 
 
@@ -31,17 +35,51 @@ def grid(config: Any) -> Grid:
     return Grid(config.bits, config.group_size, config.symmetric)
 
 
-def save(ctx: Context, blocks: Blocks, tensors: dict[str, torch.Tensor], config: Any, *, act_order: bool) -> None:
+def keep(file: Path, tensors: dict[str, torch.Tensor], errors: dict[str, dict[str, float]]) -> None:
+    """A finished block, `WAY/NAME.qweight` … and the errors of each way, whole or not at all."""
+    part = file.with_suffix(".part")
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, metadata={"errors": json.dumps(errors)})
+    part.rename(file)
+
+
+def block(state: Path, i: int) -> Path:
+    """Where block i is kept."""
+    return state / f"block-{i}.safetensors"
+
+
+def kept(state: Path, count: int, way: str) -> dict[str, Stored]:
+    """The parts of every layer as one way made them, unread."""
+    return {key[len(way) + 1 :]: _unread(block(state, i), key) for i in range(count) for key in _keys(block(state, i)) if key.startswith(f"{way}/")}
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _unread(file: Path, key: str) -> Stored:
+    with safe_open(file, framework="pt") as opened:
+        part = opened.get_slice(key)
+        dtype, shape = saving.DTYPES[part.get_dtype()], tuple(part.get_shape())
+
+    def read() -> torch.Tensor:
+        with safe_open(file, framework="pt") as again:
+            return again.get_tensor(key)
+
+    return Stored(dtype, shape, read)
+
+
+def save(ctx: Context, blocks: Blocks, tensors: dict[str, Stored], config: Any, *, act_order: bool) -> None:
     """Write the folder. tensors: the packed parts of every layer."""
     layers = {name.rpartition(".")[0] for name in tensors}
-    rest = ((name, blocks.read(name)) for name in blocks.names if name.removesuffix(".weight") not in layers)
+    rest = {name: blocks.stored_as(name) for name in blocks.names if name.removesuffix(".weight") not in layers}
     extra = {"desc_act": act_order, "damp_percent": config.damping or 0.0}
-    gptq_format.save(rest, tensors, grid(config), ctx.out, blocks.folder, blocks.stored, extra)
+    gptq_format.save(rest | tensors, grid(config), ctx.out, blocks.folder, blocks.stored, extra)
 
 
-def values(blocks: Blocks, tensors: dict[str, torch.Tensor], config: Any, errors: dict[str, float]) -> dict:
+def values(blocks: Blocks, tensors: dict[str, Stored], config: Any, errors: dict[str, float]) -> dict:
     """What the result says. errors: relative error of each layer, ‖(W - Q)X‖² / ‖WX‖², or of the weights alone."""
-    size = sum(v.numel() * v.element_size() for v in tensors.values())
+    size = sum(v.bytes for v in tensors.values())
     weights = sum(m.weight.numel() for i in range(len(blocks.list)) for m in blocks.linear(i).values())
     return {
         "bits": config.bits, "layers": len(errors), "parameters": sum(p.numel() for p in blocks.model.parameters()),

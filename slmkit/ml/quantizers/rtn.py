@@ -13,14 +13,16 @@ from slmkit.steps._step import Context, Given
 
 def quantize(ctx: Context, config: Any, given: Given, where: torch.device, _rows: None) -> dict:
     blocks, grid = packed.opened(given, where), packed.grid(config)
-    tensors: dict[str, torch.Tensor] = {}
     errors: dict[str, float] = {}
     for i in range(len(blocks.list)):
+        made: dict[str, torch.Tensor] = {}
         for name in blocks.linear(i):
             weight = blocks.read(f"{name}.weight").to(where)
             layer = gptq.rtn(weight, grid)
             errors[name] = gptq.relative_error(weight, layer.dense(), None)
-            tensors |= {f"{name}.{part}": value for part, value in gptq_format.tensors(layer, grid.bits).items()}
+            made |= {f"rtn/{name}.{part}": value for part, value in gptq_format.tensors(layer, grid.bits).items()}
+        packed.keep(packed.block(ctx.state, i), made, {})
         ctx.progress(i + 1, len(blocks.list), "blocks")
+    tensors = packed.kept(ctx.state, len(blocks.list), "rtn")
     packed.save(ctx, blocks, tensors, config, act_order=False)
     return packed.values(blocks, tensors, config, errors)
