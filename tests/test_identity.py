@@ -310,7 +310,7 @@ def test_a_witness_is_planned_and_moves_nothing(folder: Path) -> None:
 
 
 def test_each_part_of_a_short_task_and_of_an_endpoint_moves_it(folder: Path) -> None:
-    (folder / "t.csv").write_text("q,a\nx,y\n")
+    (folder / "t.csv").write_text("q,a\n1,2\n")
     task = {"name": "t", "data": "t.csv", "user": "q", "answer": "a", "metric": ["numeric", "regex", "schema_valid"]}
     task |= {"pattern": "a", "json_schema": {}}
     api = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
@@ -344,7 +344,7 @@ def test_each_part_of_a_short_task_and_of_an_endpoint_moves_it(folder: Path) -> 
     assert {other(task, api | {key: value}) for key, value in how.items()} == seen
     os.rename(folder / "t.csv", folder / "u.csv")
     assert other(task | {"data": "u.csv"}, api) in seen
-    (folder / "u.csv").write_text("q,a\nx,z\n")
+    (folder / "u.csv").write_text("q,a\n1,3\n")
     assert other(task | {"data": "u.csv"}, api) not in seen
 
 
