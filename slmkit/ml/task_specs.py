@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def specs(ctx: Context) -> tuple[list[dict | str], list[str]]:
         document = _document(ctx, task)
         found.append(document)
         names.append(str(document.get("task") or document.get("group")))
+    if (ctx.state / WRITTEN).is_dir():  # Python leaves its bytecode where it imports from, and that is no part of an artifact
+        shutil.copytree(ctx.state / WRITTEN, ctx.out / WRITTEN, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise UsageError(f"two tasks are called `{twice}`", mend="give each task its own name")
@@ -43,7 +46,7 @@ def specs(ctx: Context) -> tuple[list[dict | str], list[str]]:
 
 def _document(ctx: Context, task: Given) -> dict:
     warn = lambda what: ctx.log("warning", what=what)  # noqa: E731
-    path = lm_eval_task.write(task, ctx.out / WRITTEN, warn) if isinstance(task.columns, Task) else Path(task.path)
+    path = lm_eval_task.write(task, ctx.state / WRITTEN, warn) if isinstance(task.columns, Task) else Path(task.path)
     return _loaded(path, str(ctx.state / "datasets"))
 
 
