@@ -95,7 +95,7 @@ def lines(manifest: dict[str, Any], bills: list[Bill]) -> list[str]:
 
 
 def _speed(bills: list[Bill]) -> list[tuple[str, ...]]:
-    sizes = list(dict.fromkeys(s for b in bills for s in b.measured["curve"]))
+    sizes = sorted({s for b in bills for s in b.measured["curve"]}, key=int)
     rates = [f"{side}/s ×{s}" for side in ("in", "out") for s in sizes]
     rows: list[tuple[str, ...]] = [("model", "first token p50", "p95", "a token p50", "p95", *rates, "memory", "size")]
     for b in bills:

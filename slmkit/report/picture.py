@@ -40,10 +40,15 @@ def graph(steps: list[Step]) -> tuple[list[Box], list[tuple[str, str]]]:
                 continue
             source = given.step or f"{given.type}:{given.uri}"
             if source not in boxes and not given.step:
-                boxes[source] = Box(source, given.type, given.uri, (words.size(given.bytes),) if given.bytes else (), "source")
+                boxes[source] = Box(source, given.type, _short(given.uri), (words.size(given.bytes),) if given.bytes else (), "source")
             arrows.append((source, step.id))
         boxes[step.id] = _box(step, f" · {step.recipe}" if len({s.recipe for s in steps if s.recipe}) > 1 and step.recipe else "")
     return list(boxes.values()), [a for a in dict.fromkeys(arrows) if a[0] in boxes]
+
+
+def _short(uri: str) -> str:
+    """A source's name in its box: of a path what it ends in, since the whole is in the lineage."""
+    return uri.rstrip("/").rpartition("/")[2] if uri.startswith("/") else uri
 
 
 def _box(step: Step, of: str) -> Box:
