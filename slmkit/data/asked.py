@@ -16,7 +16,7 @@ from typing import Any
 
 from slmkit.data import containers, conversation, files, metrics, sandbox
 from slmkit.data.faults import Bad, Fault, Record, Tally, problem
-from slmkit.data.read import shown
+from slmkit.data.read import shown, tallied
 from slmkit.data.tables import Cells
 from slmkit.errors import DataError, Problem
 from slmkit.steps._step import Given
@@ -42,18 +42,8 @@ def questions(given: Given) -> Iterator[Question]:
     task: Task = given.columns
     place = shown(Path(given.path))
     tally = Tally()
-    for path in files.of(Path(given.path), given.files, task.split, place):
-        name = shown(path)
-        read = _reader(task)
-        for record in containers.records(path):
-            found = _question(record, read, name) if isinstance(record, Record) else record
-            if isinstance(found, Fault):
-                tally.add(found, name)
-                if found.fatal:
-                    break
-            else:
-                tally.good += 1
-                yield found
+    read = _reader(task)
+    yield from tallied(files.of(Path(given.path), given.files, task.split, place), tally, lambda record, name: _question(record, read, name))
     tally.check()
     if not tally.good:
         raise DataError([_nothing(task, place)])

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slmkit.data import containers, files, formats, mixture
 from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
@@ -19,6 +19,7 @@ from slmkit.data.tables import Cells
 from slmkit.errors import DataError
 from slmkit.steps._step import READ_BY_FORMAT, Columns, Given
 
+T = TypeVar("T")
 HELD = 64 << 20  # bytes of source text; as Python objects they take about three times as much
 
 
@@ -71,6 +72,21 @@ def shown(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
+def tallied(paths: list[Path], tally: Tally, made: Callable[[Record, str], T | Fault]) -> Iterator[T]:
+    """What `made(record, name of its file)` makes of the records of all files. Faults go to the tally; after a fatal one nothing follows."""
+    for path in paths:
+        name = shown(path)  # once: it takes longer than all else about a row
+        for record in containers.records(path):
+            one = made(record, name) if isinstance(record, Record) else record
+            if isinstance(one, Fault):
+                tally.add(one, name)
+                if one.fatal:
+                    return
+            else:
+                tally.good += 1
+                yield one
+
+
 @dataclass
 class _Source:
     """Files of one source with its mapping; format and form once the first row has told them."""
@@ -94,18 +110,8 @@ class _Source:
 
     def rows(self, tally: Tally) -> Iterator[tuple[Row, int]]:
         """Good rows with their size; faults go to the tally."""
-        for path in self.files:
-            name = shown(path)
-            for record in containers.records(path):
-                if isinstance(record, Record):
-                    record = self._row(record, name)
-                if isinstance(record, Fault):
-                    tally.add(record, name)
-                    if record.fatal:
-                        return
-                else:
-                    tally.good += 1
-                    yield record
+        return tallied(self.files, tally, self._row)
+
 
     def _row(self, record: Record, name: str) -> tuple[Row, int] | Fault:
         try:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import containers, files, formats
+from slmkit.data import files, formats
 from slmkit.data.conversation import messages as read_messages
 from slmkit.data.conversation import text as read_text
 from slmkit.data.conversation import tools as read_tools
 from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
-from slmkit.data.read import shown
+from slmkit.data.read import shown, tallied
 from slmkit.steps._step import Columns, Given
 
 KNOWN = "`messages`, `prompt`, `instruction`, `conversations`, `text`"
@@ -79,17 +79,7 @@ class Prompts:
         found = files.of(Path(given.path), given.files, columns.split, place)
         if not found:
             raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
-        for path in found:
-            name = shown(path)  # once: it takes longer than all else about a row
-            for record in containers.records(path):
-                one = _prompt(record, name, columns) if isinstance(record, Record) else record
-                if isinstance(one, Fault):
-                    tally.add(one, name)
-                    if one.fatal:
-                        return
-                else:
-                    tally.good += 1
-                    yield one
+        yield from tallied(found, tally, lambda record, name: _prompt(record, name, columns))
 
 
 def _prompt(record: Record, name: str, columns: Columns) -> Prompt | Fault:
