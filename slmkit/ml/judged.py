@@ -29,7 +29,7 @@ SCALE = Scale(0, 10)
 
 @dataclass(frozen=True)
 class Asked:
-    """A question of a task with the distinct answers to it, in a fixed order."""
+    """A question of a task with distinct answers to it that are judged at once, in a fixed order."""
 
     task: Task
     doc: int
@@ -61,43 +61,29 @@ class _Bench:
         self.alone, self.group = templates.load("judge", None), templates.load("rank", None)
 
     def values(self, task: Task, kept: dict[str, list[dict]], counts: dict[str, int]) -> dict[int, dict[str, float]]:
-        """doc_id → answer → score, of the questions that were judged."""
-        questions = self._questions(task, kept)
-        verdicts: dict[int, list[list[float]]] = {}
+        """doc_id → answer → score, of the questions of which every answer was judged."""
+        units = self._units(task, kept)
         for trial in range(judging.TRIALS):
-            open_ = [(q, o) for q in questions for o in self._orders(q) if trial == 0 or self._found(q, o, trial) is None]
-            self.asking.carry((self._request(q, o, trial)[0] for q, o in open_), self.said.concurrency)
+            open_ = [(u, o) for u in units for o in self._orders(u) if trial == 0 or self._found(u, o, trial) is None]
+            self.asking.carry((self._request(u, o, trial)[0] for u, o in open_), self.said.concurrency)
             self.asking.desk.gave_up.clear()
-        for q in questions:
-            found = [one for o in self._orders(q) if (one := self._found(q, o, judging.TRIALS)) is not None]
-            if len(found) == len(self._orders(q)):
-                verdicts[q.doc] = found
-            if len(found) == 2:
-                pairs = list(combinations(range(len(q.texts)), 2))
-                counts["pairs"] += len(pairs)
-                counts["pairs_agreed"] += sum(_sign(found[0], p) == _sign(found[1], p) for p in pairs)
-        counts["questions"] += len({q.doc for q in questions})
-        counts["unjudged"] += len({q.doc for q in questions} - verdicts.keys()) if self.said.side_by_side else 0
-        out: dict[int, dict[str, float]] = {}
-        for q in questions:
-            if q.doc in verdicts and self.said.side_by_side:
-                out[q.doc] = {text: fmean(one[i] for one in verdicts[q.doc]) for i, text in enumerate(q.texts)}
-        return out if self.said.side_by_side else self._of_singles(questions, counts)
-
-    def _of_singles(self, questions: list[Asked], counts: dict[str, int]) -> dict[int, dict[str, float]]:
-        """Each answer was a question of its own: those of one question together, or none of them."""
-        out: dict[int, dict[str, float]] = {}
+        out: dict[int, dict[str, float]] = {u.doc: {} for u in units}
         lacking = set()
-        for q in questions:
-            found = self._found(q, 0, judging.TRIALS)
-            if found is None:
-                lacking.add(q.doc)
-            else:
-                out.setdefault(q.doc, {})[q.texts[0]] = found[0]
+        for u in units:
+            found = [self._found(u, o, judging.TRIALS) for o in self._orders(u)]
+            if None in found:
+                lacking.add(u.doc)
+                continue
+            out[u.doc] |= {text: fmean(one[i] for one in found) for i, text in enumerate(u.texts)}
+            pairs = list(combinations(range(len(u.texts)), 2))
+            counts["pairs"] += len(pairs)
+            counts["pairs_agreed"] += sum(_sign(found[0], p) == _sign(found[-1], p) for p in pairs)
+        counts["questions"] += len(out)
         counts["unjudged"] += len(lacking)
         return {doc: values for doc, values in out.items() if doc not in lacking}
 
-    def _questions(self, task: Task, kept: dict[str, list[dict]]) -> list[Asked]:
+    def _units(self, task: Task, kept: dict[str, list[dict]]) -> list[Asked]:
+        """What is judged at once: all answers to a question side by side, or each of them."""
         texts: dict[int, dict[str, None]] = {}
         known: dict[int, dict[str, Any]] = {}
         for rows in kept.values():

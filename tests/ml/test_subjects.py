@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from conftest import chats, write_jsonl
 
@@ -153,6 +154,34 @@ def test_a_batch_that_fits_is_found_and_kept_to(tmp_path, tiny, rows):
     ran, _ = evaluate(tmp_path, [given(tiny, "model", name="m")], [form(rows)])
     first = json.loads((ran.root / "state" / "answers" / "m.jsonl").read_text().splitlines()[0])
     assert first[0][1] == 64
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_what_was_answered_stays(tmp_path, tiny, rows):
+    from lm_eval.api.instance import Instance
+
+    from slmkit.ml import models
+    from slmkit.ml.subjects.hf import Transformers
+    from slmkit.ml.subjects.kept import Kept, Resumed
+
+    class Small(Transformers):
+        """A device on which the second batch of more than three requests does not fit any more."""
+
+        def _model_generate(self, context, *args, **kwargs):
+            sizes.append(len(context))
+            if len(context) > 3 and len(sizes) > 1:
+                raise torch.cuda.OutOfMemoryError
+            return super()._model_generate(context, *args, **kwargs)
+
+    def answers(kind, state):
+        lm = kind(pretrained=models.load(one, torch.device("cpu")), tokenizer=models.tokenizer(one), batch_size=8, report=lambda *_: None)
+        texts = [row["messages"][-2]["content"] for row in map(json.loads, rows.read_text().splitlines())]
+        settings = {"until": ["x"], "max_gen_toks": 3, "do_sample": False}
+        asked = [Instance("generate_until", {}, (text, settings), i, metadata=("t", i, 1)) for i, text in enumerate(texts)]
+        return Resumed(lm, Kept(state / "m.jsonl")).generate_until(asked)
+
+    one, sizes = given(tiny, "model", name="m"), []
+    assert answers(Small, tmp_path / "a") == answers(Transformers, tmp_path / "b")
+    assert sizes == [8, 8, 4, 2, 2, 2, 2, 2, 2]
 
 
 def test_odd_models_and_tasks_are_scored_or_refused(tmp_path, tiny, rows, api):

@@ -142,6 +142,6 @@ class Resumed(LM):
         """Too large a batch for the GPU: what was answered stays, the rest is tried at half of it."""
         torch.cuda.empty_cache()
         self.inner.batch_size_per_gpu = self.inner.batch_size // 2
-        self.kept.new = []
+        self.kept.flush()  # batches are whole: memory runs out in the model, before a batch has any answer
         self.kept.close()
         self.kept = self.inner.cache_hook = Kept(self.kept.file)
