@@ -58,11 +58,9 @@ class Prices(Part):
     """Share of these prices that a batch API charges."""
 
 
-class Api(Teacher):
-    """An endpoint that is evaluated: the teacher that is to be replaced, say. Its answers go into the ledger, and none is paid twice."""
+class Paid(Part):
+    """How an endpoint is asked by an eval, and what it may cost; none of it changes an answer."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
-    """Where a task does not ask for samples. None: not sent, for models that take no such parameter."""
     concurrency: Annotated[int, Field(ge=1, le=4096), How()] = 16
     """The most requests at once."""
     budget: Annotated[Budget | None, How()] = None
@@ -71,11 +69,20 @@ class Api(Teacher):
     """What it charges, per million tokens: `{input: 0.25, output: 2.0}`. Without them tokens are counted, and no dollars."""
 
     @model_validator(mode="after")
-    def _priced(self) -> Api:
-        return _priced(self)
+    def _priced(self) -> Paid:
+        if self.budget is not None and self.budget.usd is not None and self.prices is None:
+            raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
+        return self
 
 
-class EvalJudge(Part):
+class Api(Teacher, Paid):
+    """An endpoint that is evaluated: the teacher that is to be replaced, say. Its answers go into the ledger, and none is paid twice."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
+    """Where a task does not ask for samples. None: not sent, for models that take no such parameter."""
+
+
+class EvalJudge(Paid):
     """Who scores what the models write, for the metric `judge` of a task's short form."""
 
     teacher: Teacher
@@ -86,22 +93,6 @@ class EvalJudge(Part):
     """Of the judge's sampling. None: not sent, for models that take no such parameter."""
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """The most tokens of a verdict."""
-    concurrency: Annotated[int, Field(ge=1, le=4096), How()] = 16
-    """The most requests at once."""
-    budget: Annotated[Budget | None, How()] = None
-    """The most that may be spent on verdicts."""
-    prices: Annotated[Prices | None, How()] = None
-    """What the judge charges, per million tokens."""
-
-    @model_validator(mode="after")
-    def _priced(self) -> EvalJudge:
-        return _priced(self)
-
-
-def _priced(said: Any) -> Any:
-    if said.budget is not None and said.budget.usd is not None and said.prices is None:
-        raise ValueError("`budget.usd` needs `prices`: US dollars per million tokens, such as `prices: {input: 0.25, output: 2.0}`")
-    return said
 
 
 def _shape(value: Any) -> str:
