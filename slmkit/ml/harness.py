@@ -42,7 +42,7 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
     if config.chat:
         _check_templates(given)
     said: dict[str, dict] = {key: {} for key in ("scores", "speed", "size_bytes", "chat_template_sha256", "hashes", "cut_questions", "asked")}
-    for i, name in enumerate(names):
+    for i, name in enumerate([*config.apis, *(m.name for m in given)]):  # endpoints first: one that is down is told before models are run
         ctx.log("model", name=name)
 
         def report(tokens: float, rate: float, name=name, i=i) -> None:
@@ -54,6 +54,7 @@ def evaluate(ctx: Context, config: Any, expected: list[_expect.Expectation]) -> 
             said[key][name] = value
         ctx.log("scores", name=name, scores=said["scores"][name])
         models.free()
+    said = {key: {name: value[name] for name in names if name in value} for key, value in said.items()}
     ctx.progress(len(names), len(names), "scoring")
     verdicts = _judged(ctx, config, names, said["scores"]) if config.judge else {}
     settings = {"fewshot": config.fewshot, "limit": config.limit, "chat": config.chat, "seed": config.seed}

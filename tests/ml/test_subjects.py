@@ -8,7 +8,7 @@ import torch
 import yaml
 from conftest import chats, write_jsonl
 
-from slmkit.errors import DataError, UsageError
+from slmkit.errors import CannotRun, DataError, UsageError
 from slmkit.evidence import aggregates, samples
 from slmkit.steps import _tasks
 from slmkit.steps import eval as step
@@ -101,6 +101,13 @@ def test_an_endpoint_scores_as_lm_eval_finds_it_and_is_asked_once(tmp_path, tiny
     )  # fmt: skip
     for metric, value in gpt["t"].items():
         assert theirs["results"]["t"][f"{metric},none"] == value
+
+
+def test_an_endpoint_that_is_down_is_told_before_a_model_is_run(tmp_path, tiny, rows):
+    apis = {"gpt": {"model": "t", "base_url": "http://127.0.0.1:9/v1"}}
+    with pytest.raises(CannotRun, match="cannot connect") as e:
+        evaluate(tmp_path, [given(tiny, "model", name="m")], [form(rows)], chat=True, apis=apis)
+    assert "apis.gpt.base_url" in e.value.render() and not list((tmp_path / "state").glob("answers/*"))
 
 
 def test_an_endpoint_is_asked_only_what_it_can_answer(rows):
