@@ -65,10 +65,10 @@ class OverHttp:
         try:
             try:
                 return self._post(connection, body)
-            except ConnectionError:
+            except (ConnectionError, http.client.HTTPException):
                 connection.close()
                 return self._post(connection, body)
-        except OSError as e:
+        except (OSError, http.client.HTTPException) as e:
             connection.close()
             raise StepFailed(f"the endpoint {self.url.geturl()} cannot be reached: {e}") from None
 
@@ -88,6 +88,7 @@ class OverHttp:
                 if b'"choices": []' not in line and b'"choices":[]' not in line:  # that is the chunk with the usage
                     last = time.perf_counter() - started
                     first = first or last
+        reply.read()  # nothing is left to read, and a reply of a told length ends only here: before that its connection takes no other
         usage = json.loads(said[6:] or b"{}").get("usage") or {}
         if not usage.get("completion_tokens"):
             raise StepFailed("the endpoint told no usage at the end of its stream, so its tokens cannot be counted")

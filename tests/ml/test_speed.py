@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -85,7 +86,7 @@ CHUNKS = [{"choices": [{"text": "a"}], "usage": None}, {"choices": [{"text": "b"
 class Forgetful(BaseHTTPRequestHandler):
     """Answers a request, and closes the connection afterwards without having said so, as a server does that was kept waiting."""
 
-    protocol_version, heard = "HTTP/1.1", []
+    protocol_version, heard, dawdles = "HTTP/1.1", [], 0.0
 
     def do_POST(self) -> None:
         self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -95,12 +96,16 @@ class Forgetful(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         self.close_connection = True
+        time.sleep(self.dawdles)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_opened_again() -> None:
+@pytest.mark.parametrize("dawdles", [0.0, 0.1])  # 0.1: it closes when the next request is on its way already
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again(monkeypatch, dawdles) -> None:
+    monkeypatch.setattr(Forgetful, "heard", [])
+    monkeypatch.setattr(Forgetful, "dawdles", dawdles)
     server = HTTPServer(("127.0.0.1", 0), Forgetful)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     client = OverHttp(f"http://127.0.0.1:{server.server_port}/v1", "m", own_ends=False, most=1)
