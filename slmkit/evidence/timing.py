@@ -8,6 +8,7 @@ percentile), and its interval lies between two of the measurements: which two is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 LEVEL = 0.95
@@ -52,8 +53,9 @@ def quantile(values: list[float], share: float = 0.5, level: float = LEVEL) -> d
     chances = _binomial(n, share)
     tail = (1 - level) / 2
     # the k-th smallest is above the true quantile with P(fewer than k lie below it), the k-th is below it with P(at least k do)
-    low = max((k for k in range(1, n + 1) if sum(chances[:k]) <= tail), default=None)
-    high = min((k for k in range(1, n + 1) if sum(chances[k:]) <= tail), default=None)
+    low = max((k for k, above in enumerate(accumulate(chances[:n]), 1) if above <= tail), default=None)
+    rest = max((k for k, below in enumerate(accumulate(reversed(chances[1:])), 1) if below <= tail), default=None)
+    high = n + 1 - rest if rest else None
     if low is None and high is None and share == 0.5:
         low, high = 1, n
     reached = sum(chances[low:high]) if low and high else None
@@ -93,6 +95,21 @@ def _mean(batches: list[Batch], side: str) -> float:
 def curve(batches: dict[int, list[Batch]]) -> dict[str, Any]:
     """The throughput by size of batch. Keys are text, as JSON's are."""
     return {str(size): throughput(some) for size, some in sorted(batches.items())}
+
+
+def of_answers(seconds: list[float], written: list[int]) -> dict[str, Any]:
+    """Of answers that came whole, each timed by the client that asked: p50 and p95 in seconds, and the tokens of one answer a second. written: tokens
+    of each, 0 where the endpoint counts none."""
+    rates = [n / s for s, n in zip(seconds, written, strict=True) if n and s > 0]
+    out: dict[str, Any] = {"answers": len(seconds), "seconds": {"p50": quantile(seconds), "p95": quantile(seconds, 0.95)}}
+    return out | ({"output_tokens_per_second": quantile(rates)} if rates else {})
+
+
+def answers_line(timed: dict[str, Any]) -> str:
+    """An endpoint's speed in one line."""
+    half, most = (timed["seconds"][k] for k in ("p50", "p95"))
+    said = f"a whole answer {_ms(half)} (p95 {_ms(most)})"
+    return said + (f", {timed['output_tokens_per_second']['value']:,.0f} tokens/s" if "output_tokens_per_second" in timed else "")
 
 
 def line(measured: dict[str, Any]) -> str:

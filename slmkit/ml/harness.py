@@ -20,6 +20,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from slmkit.errors import CannotRun, UsageError
+from slmkit.evidence import timing
 from slmkit.ml import cards, models, results, task_specs
 from slmkit.ml import speed as measuring
 from slmkit.ml.subjects.kept import Kept, Resumed
@@ -126,7 +127,11 @@ def _of_api(ctx: Context, config: Any, name: str, specs: list, report: Callable)
         scored = _score(ctx, config, name, lm, specs)
     finally:
         lm.close()
-    return scored | {"speed": {"seconds": time.perf_counter() - started}, "asked": lm.told()}
+    speed: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    if timed := lm.speed():
+        speed["answers"] = timed
+        ctx.log("speed", name=name, said=timing.answers_line(timed))
+    return scored | {"speed": speed, "asked": lm.told()}
 
 
 def _score(ctx: Context, config: Any, name: str, lm: Any, specs: list) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def of_model(result: dict[str, Any], model: str, told: Bill | None = None) -> tu
         Measure("size", "size", "bytes", _of(result, "size_bytes", model), True, True),
         Measure("tokens_per_second", "tokens/s, scoring" if told else "tokens/s", "rate", speed.get("tokens_per_second"), False, told is None),
         Measure("seconds", "time to score", "seconds", speed.get("seconds"), True, False),
-        *(_speed(told.measured) if told else ()), *(_costs(told) if told else ()),
+        *_answers(speed.get("answers") or {}), *(_speed(told.measured) if told else ()), *(_costs(told) if told else ()),
     ]
     return tuple(m for m in rows if _number(m.value))
 
@@ -69,6 +69,12 @@ def unknown(told: Bill) -> tuple[str, ...]:
     if told.said == Cost():
         return ()
     return tuple(dict.fromkeys(f.why for f in told.reckoned.figures.values() if f.why))
+
+
+def _answers(timed: dict[str, Any]) -> list[Measure]:
+    """Of an endpoint."""
+    out = [_figure(f"answer_{s}", f"a whole answer, {s}", "latency", (timed.get("seconds") or {}).get(s) or {}, True, False) for s in ("p50", "p95")]
+    return [*out, _figure("answer_rate", "tokens/s of an answer", "rate", timed.get("output_tokens_per_second") or {}, False, False)]
 
 
 def _speed(measured: dict[str, Any]) -> list[Measure]:

@@ -25,6 +25,7 @@ from slmkit.teach.pace import Pace, backoff
 from slmkit.teach.request import Request
 
 FIRST_TRIALS = 3  # of a connection that never stood: a wrong address is told within seconds
+FIRST_GARBLED = 5  # answers that are none, before there was any: it is another kind of server, and each may be billed
 ELSEWHERE = 0.5  # seconds until it is looked again whether another process has the answer to what it has sent
 GRACE = 5.0  # seconds that requests in flight get to come back when the run has to end
 
@@ -165,7 +166,7 @@ class _Dispatcher:
             self.desk.ledger.unclaim(request)
 
     def _failed(self, request: Request, held: Held, trials: int, sent: float, failure: Failure) -> None:
-        if failure.means in ("lost", "slow"):
+        if failure.means in ("lost", "slow", "garbled"):
             self.desk.lose(request, held, failure.why)
         else:
             self.desk.refused(request, held, failure.why)
@@ -177,6 +178,9 @@ class _Dispatcher:
         silent = time.monotonic() - self.pace.last_success
         if failure.means == "unreachable" and not self.pace.proven and self.pace.failures >= FIRST_TRIALS:
             self.fatal = self.fatal or CannotRun(f"{self.route.base_url}: {failure.why}", mend=f"check `{self.route.block}.base_url` and the network")
+        elif failure.means == "garbled" and not self.pace.proven and self.pace.failures >= FIRST_GARBLED:
+            mend = f"check that `{self.route.block}.base_url` is an OpenAI-compatible endpoint (it ends in /v1 at most of them)"
+            self.fatal = self.fatal or CannotRun(f"{self.route.base_url} answers, but not as such an endpoint does: {failure.why}", mend=mend)
         elif self.pace.broken and silent > self.manners.patience:
             self.fatal = self.fatal or CannotRun(
                 f"{self.route.base_url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}",

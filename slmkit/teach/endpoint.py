@@ -9,13 +9,13 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.teach.request import Answer, Malformed, answer
 
-Means = Literal["busy", "slow", "lost", "again", "unreachable", "row"]
+Means = Literal["busy", "slow", "lost", "garbled", "again", "unreachable", "row"]
 ROW_CODES = ("context_length_exceeded", "content_filter", "content_policy_violation", "string_above_max_length", "invalid_prompt")
 OVERLOAD = (429, 503, 529)
 
@@ -34,8 +34,8 @@ class Route:
 class Failure(Exception):
     """A call without an answer.
 
-    means: busy (slower, then again), slow (the same, and it may have been billed), lost (again, and it may have been billed), again,
-    unreachable (nothing was sent), row (this request will never be answered).
+    means: busy (slower, then again), slow (the same, and it may have been billed), lost (again, and it may have been billed), garbled (the same: an
+    answer came, and is none), again, unreachable (nothing was sent), row (this request will never be answered).
     after: seconds of Retry-After.
     """
 
@@ -67,10 +67,12 @@ class Endpoint:
 
     async def call(self, body: dict[str, Any]) -> Answer:
         """One chat completion. Raises Failure, or a SlmkitError that ends everything (a wrong key, a bad request)."""
+        started = time.perf_counter()
+        response = await self.post("/chat/completions", body)
         try:
-            return answer(await self.post("/chat/completions", body))
+            return replace(answer(response), seconds=time.perf_counter() - started)
         except Malformed as e:
-            raise Failure("lost", f"the response is no chat completion: {str(e)[:80]}") from None
+            raise Failure("garbled", f"the response is no chat completion: {str(e)[:80]}") from None
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON of a response. Raises as `call` does."""
@@ -79,7 +81,7 @@ class Endpoint:
             response = await self.client.post(path, cast_to=self.raw, body=body)
             return json.loads(response.content)
         except ValueError as e:  # status 200 and no JSON: a proxy's page
-            raise Failure("lost", f"the response is no JSON: {str(e)[:80]}") from None
+            raise Failure("garbled", f"the response is no JSON: {str(e)[:80]}") from None
         except openai.APIStatusError as e:
             raise self._status(e) from None
         except openai.APIConnectionError as e:  # a time-out is one too

@@ -153,7 +153,7 @@ class Ledger:
         record = self.record_of(request.key)
         if record is None:
             return None
-        return Answer(record["message"], record["finish"], record["usage"], record["observed"], record.get("logprobs"))
+        return Answer(record["message"], record["finish"], record["usage"], record["observed"], record.get("logprobs"), record.get("seconds"))
 
     def record_of(self, key: str) -> dict | None:
         """The whole record: with the request, the time, and what it cost."""
@@ -171,6 +171,8 @@ class Ledger:
                 "finish": answer.finish, "message": answer.message, "observed": answer.observed, "sample": request.sample, "request": request.body}
         if answer.logprobs is not None:
             body["logprobs"] = answer.logprobs
+        if answer.seconds is not None:
+            body["seconds"] = round(answer.seconds, 4)
         self._append(body, request.key)
 
     def claim(self, request: Request) -> bool:

@@ -34,7 +34,8 @@ class Request:
 class Answer:
     """What came back for one request. message: the assistant's, as OpenAI writes it. usage: input, output, cached tokens.
 
-    observed: what the endpoint said it was: model, system_fingerprint. logprobs: as OpenAI writes them, where asked for.
+    observed: what the endpoint said it was: model, system_fingerprint. logprobs: as OpenAI writes them, where asked for. seconds: from sending
+    the request to having all of the answer; None where that was no single call.
     """
 
     message: dict[str, Any]
@@ -42,6 +43,7 @@ class Answer:
     usage: dict[str, int]
     observed: dict[str, Any] = field(default_factory=dict)
     logprobs: dict | None = None
+    seconds: float | None = None
 
     @property
     def text(self) -> str:

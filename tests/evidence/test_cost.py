@@ -193,6 +193,14 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:
     assert within / 2000 == pytest.approx(found["level"], abs=0.015)
 
 
+def test_whole_answers_are_timed_by_who_asked_and_many_of_them_in_no_time() -> None:
+    seconds = [0.5] * 30_000 + [2.0] * 30_000 + [8.0]
+    found = timing.of_answers(seconds, [0] * 30_000 + [10] * 30_001)
+    assert found["answers"] == 60_001 and found["seconds"]["p50"]["value"] == found["seconds"]["p95"]["value"] == 2.0
+    assert found["seconds"]["p50"]["low"] == 0.5 and found["output_tokens_per_second"]["value"] == 5.0, "what no tokens are told of has no rate"
+    assert "output_tokens_per_second" not in timing.of_answers([1.0], [0])
+
+
 def test_tokens_a_second_are_those_of_the_phase_that_makes_them() -> None:
     """Two requests of 10 and 30 tokens, read in 0.2 s; their answers' later 3 + 5 tokens take the 0.8 s after it."""
     batch = Batch(first=(0.1, 0.2), last=(0.6, 1.0), read=(10, 30), wrote=(4, 6))

@@ -82,10 +82,12 @@ def test_an_endpoint_scores_as_lm_eval_finds_it_and_is_asked_once(tmp_path, tiny
     assert 0 < gpt["t"]["exact_match"] < 1 and result.determinism == "none"
     assert result.values["asked"]["gpt"]["requests"] == 20 and result.values["asked"]["gpt"]["usd"] > 0  # the second task asks the same
     assert result.values["hashes"]["gpt"]["t"]["questions"] == result.values["hashes"]["tiny"]["t"]["questions"]
+    timed = result.values["speed"]["gpt"]["answers"]
+    assert timed["answers"] == 20 and 0.004 < timed["seconds"]["p50"]["low"] <= timed["seconds"]["p95"]["value"] < 30  # it waits 5 ms
     before = sum(api.answered().values())
     again, repeated = evaluate(tmp_path / "a", models, [form(rows)], chat=True, apis=apis)
     assert sum(api.answered().values()) == before and repeated.values["asked"]["gpt"]["from_ledger"] == 20
-    assert repeated.values["scores"]["gpt"]["t"] == gpt["t"]
+    assert repeated.values["scores"]["gpt"]["t"] == gpt["t"] and repeated.values["speed"]["gpt"]["answers"] == timed
 
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

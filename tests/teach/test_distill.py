@@ -165,6 +165,14 @@ def test_no_teacher_there_is_told_within_seconds(cli, teach):
     assert time.monotonic() - started < 15
 
 
+def test_a_server_that_is_no_such_endpoint_is_told_after_a_few_answers(cli, teach):
+    teacher = teach(50, garbage=1.0)
+    started = time.monotonic()
+    done = cli("distill", "r.yaml")
+    assert done.returncode == 4 and "not as such an endpoint does: the response is no JSON" in done.stderr and "teacher.base_url" in done.stderr
+    assert teacher.calls() == {"garbage": 5} and time.monotonic() - started < 60
+
+
 def test_rows_are_dropped_with_their_reason(cli, teach):
     recipe = RECIPE.replace("    max_tokens: 20", "    max_tokens: 9\n    filters: {{regex: 'echo .*'}}\n    json_schema: null")
     script = {"question 1": "x" * 200, "question 2": "", "question 3": "I'm sorry, but I cannot help.", "question 4": "nonsense"}

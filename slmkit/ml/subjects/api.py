@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from slmkit.errors import StepFailed, UsageError
+from slmkit.evidence import timing
 from slmkit.ml import asking
 from slmkit.ml.subjects import talk
 from slmkit.steps._step import Context
@@ -37,6 +38,7 @@ class Endpoint(LM):
         super().__init__()
         self.name, self.said, self.report = name, said, report
         self.started, self.tokens, self.seconds, self.batch_size = time.perf_counter(), 0, 0.0, said.concurrency
+        self.timed: dict[str, tuple[float, int]] = {}
         self.asking = asking.opened(ctx, name, said, said.budget, said.prices, self._told, f"apis.{name}")
 
     def _told(self, kept: int, tokens: int) -> None:
@@ -93,6 +95,8 @@ class Endpoint(LM):
         if answer is None:
             why = self.asking.desk.gave_up.get(request.key, "not asked")
             raise StepFailed(f"{self.name} did not answer a question: {why}", mend="all answers so far are kept: run the same command again")
+        if answer.seconds is not None:
+            self.timed[request.key] = answer.seconds, answer.usage["output"]
         text = answer.text or ""
         if made := answer.message.get("tool_calls"):
             text += "".join(f"<tool_call>{json.dumps(_call(c), ensure_ascii=False)}</tool_call>" for c in made)
@@ -100,6 +104,13 @@ class Endpoint(LM):
 
     def told(self) -> dict[str, Any]:
         return self.asking.told() | {"observed": dict(self.asking.desk.observed.most_common(8))}
+
+    def speed(self) -> dict[str, Any]:
+        """How long its answers took, as its clients met it when they were asked; {} where no call was timed."""
+        if not self.timed:
+            return {}
+        seconds, written = zip(*self.timed.values(), strict=True)
+        return timing.of_answers(list(seconds), list(written))
 
     def close(self) -> None:
         self.asking.close()
