@@ -223,7 +223,7 @@ class _Planner:
 def asked(name: str, kind: Kind, config: Any, execution: Any, planned: tuple[Planned, ...], mark: Mark | None = None) -> Row:
     """A row with the fingerprint of what it asks for, before any store has been looked at. Raises ValueError for what JSON cannot hold."""
     pins = {p: version(p) for p in kind.pins}
-    payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned), pins)
+    payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned, mark), pins)
     return Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", (), mark=mark)
 
 
@@ -269,7 +269,7 @@ def _below(value: Any, config: Any) -> Any:
     return _without_born(value, config) if hasattr(type(config), "model_fields") else value
 
 
-def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
+def _identities(kind: Kind, planned: tuple[Planned, ...], mark: Mark | None) -> dict:
     out: dict = {}
     for one in planned:
         if one.witness:
@@ -282,8 +282,8 @@ def _identities(kind: Kind, planned: tuple[Planned, ...]) -> dict:
     names = [i.get("name") for role, takes in kind.takes.items() if takes.named for i in out.get(role, [])]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        mend = "give each a top-level name and use it as $name"
-        raise UsageError(f"two inputs are called `{twice}`, and results are keyed by name", mend=mend)
+        what, mend = f"two inputs are called `{twice}`, and results are keyed by name", "give each a name at the top of the recipe, and use it as $name"
+        raise RecipeError([mark.problem(what, mend)]) if mark else UsageError(what, mend=mend)
     return out
 
 

@@ -70,6 +70,9 @@ class Config(StepConfig):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("models"), dict):
+            name, ref = next(iter(data["models"].items()), ("big", "hf:ID"))
+            raise ValueError(f"`models` is a list; a model gets a name at the top of the recipe: `{name}: {ref}` there, and `models: [${name}]` here")
         if not isinstance(data, dict) or "model" not in data:
             return data
         if "models" in data:
