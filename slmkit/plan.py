@@ -282,7 +282,8 @@ def _identities(kind: Kind, planned: tuple[Planned, ...], mark: Mark | None) -> 
     names = [i.get("name") for role, takes in kind.takes.items() if takes.named for i in out.get(role, [])]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
-        what, mend = f"two inputs are called `{twice}`, and results are keyed by name", "give each a name at the top of the recipe, and use it as $name"
+        what = f"two inputs are called `{twice}`, and results are keyed by name"
+        mend = "give each a name at the top of the recipe, and use it as $name"
         raise RecipeError([mark.problem(what, mend)]) if mark else UsageError(what, mend=mend)
     return out
 

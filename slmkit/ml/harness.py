@@ -107,6 +107,8 @@ def _of_model(ctx: Context, config: Any, given: Given, where: torch.device, spec
         batch = ctx.execution.batch_size
         lm = Transformers(pretrained=models.load(given, where), tokenizer=tokenizer, batch_size=1 if batch == "auto" else batch, report=report)
         fit = lm.fit if batch == "auto" else None
+    if config.speed is not None:
+        measuring.check(config.speed, lm, given)
     kept = Kept(ctx.state / "answers" / f"{given.name}.jsonl")
     subject = Resumed(lm, kept, fit)
     scored = _score(ctx, config, given.name, subject, specs)

@@ -173,12 +173,21 @@ class InEngine:
         return Batch(tuple(first), tuple(last), tuple(map(len, prompts)), tuple(wrote), in_turn=True)
 
 
+def check(asked: Speed, subject: Any, given: Given) -> None:
+    """Before anything is scored: no prompt at all leaves room for so many tokens. Raises UsageError. subject: as of `in_eval`."""
+    text = None if hasattr(subject, "engine") else subject.model.config.get_text_config()
+    longest = subject.engine.length if text is None else getattr(text, "max_position_embeddings", None)
+    if longest is not None and asked.new_tokens >= longest:
+        what = f"`speed.new_tokens` is {asked.new_tokens}, and the whole context of {given.name} has {longest} tokens"
+        raise UsageError(what, mend="lower `speed.new_tokens`")
+
+
 def fitting(ids: list[Ids], longest: int | None, asked: Speed, given: Given) -> list[Ids]:
     """Distinct prompts that leave room for the tokens asked for, spread over all. Raises UsageError where none does."""
     fit = [i for i in dict.fromkeys(ids) if i and (longest is None or len(i) + asked.new_tokens <= longest)]
     if not fit:
         what = f"no prompt of the tasks leaves room for {asked.new_tokens} new tokens in the context of {given.name} ({longest} tokens)"
-        raise UsageError(what, mend="lower `speed.new_tokens`")
+        raise UsageError(what, mend="lower `speed.new_tokens` and run the same command again: the answers that were scored are kept")
     return spread(fit, POOL)
 
 

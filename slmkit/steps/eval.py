@@ -153,11 +153,11 @@ def expand(body: dict, folder: Path) -> dict:
 
 
 def refuse(config: Config, inputs: dict) -> list[Problem]:
-    """Short forms of one name, and what the first row of their data already shows: a column that is not there, say."""
+    """Tasks of one name, and what the first row of their data already shows: a column that is not there, say."""
     from slmkit.data import asked
 
     forms = [(task, size.path) for task, size in zip(config.tasks, inputs.get("tasks", ()), strict=False) if isinstance(task, Task)]
-    names = [task.name for task, _ in forms]
+    names = [task.name if isinstance(task, Task) else task for task in config.tasks]
     if twice := next((n for n in names if names.count(n) > 1), None):
         return [Problem(f"two tasks are called `{twice}`", mend="give each task its own name")]
     found = [asked.misfit(task, path) for task, path in forms if path is not None and path.is_file()]

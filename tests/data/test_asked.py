@@ -103,12 +103,13 @@ def test_a_column_that_is_not_there_is_refused_when_it_is_planned(tmp_path):
     sizes = {"tasks": (Size(path=file), Size(path=tmp_path / "gone.jsonl"), Size())}
 
     def refused(*tasks):
-        return [p.render() for p in step.refuse(step.Config(models=["m"], tasks=[t.columns for t in tasks]), sizes)]
+        return [p.render() for p in step.refuse(step.Config(models=["m"], tasks=[t if isinstance(t, str) else t.columns for t in tasks]), sizes)]
 
     (said,) = refused(task(file, answer="lable"))
     assert "t.jsonl:1: no column `lable` (found: text, label, n)" in said
     assert refused(task(file), task(file, name="u"), task(file, name="v", answer="x")) == [], "what is not here yet is not looked at"
     assert "two tasks are called `t`" in refused(task(file), task(file, metric="regex", pattern="x"))[0]
+    assert "two tasks are called `t`" in refused(task(file), "t")[0] and refused(task(file), "gsm8k") == []
 
 
 def test_an_empty_file_has_no_questions(tmp_path):

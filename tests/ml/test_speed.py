@@ -157,3 +157,9 @@ def test_prompts_that_leave_no_room_are_told(tmp_path, tiny) -> None:
     source = given(tiny, "model")
     with pytest.raises(UsageError, match="no prompt of the tasks leaves room for 600 new tokens in the context of tiny"):
         speed.of_model(Speed(new_tokens=600), models.load(source, CPU), source, CPU, tmp_path, lambda _: None)
+
+
+def test_more_tokens_than_the_context_has_are_told_before_anything_is_scored(tmp_path, tiny, tasks) -> None:
+    with pytest.raises(UsageError, match="`speed.new_tokens` is 100000, and the whole context of m has 512 tokens"):
+        evaluate(tmp_path, [given(tiny, "model", name="m")], [tasks / "notes.yaml"], speed=SMALL | {"new_tokens": 100_000})
+    assert not list((tmp_path / "state").rglob("*.jsonl"))
