@@ -47,7 +47,8 @@ def draw_up(manifest: dict[str, Any], speeds: dict[str, dict[str, Any]], chains:
 
     Raises KeyError for a batch that was not measured.
     """
-    said, sizes, out = _with_prices(said, chains), manifest["result"].get("size_bytes") or {}, []
+    result = manifest["result"]
+    said, sizes, out = _with_api(said, chains, result.get("asked") or {}), result.get("size_bytes") or {}, []
     for name, measured in speeds.items():
         steps, missing = chains[name]
         made = oneoff.given(said.one_off_usd) if said.one_off_usd is not None else oneoff.of_chain(
@@ -56,12 +57,16 @@ def draw_up(manifest: dict[str, Any], speeds: dict[str, dict[str, Any]], chains:
     return out
 
 
-def _with_prices(said: Cost, chains: dict[str, Chain]) -> Cost:
-    """The prices of the eval's own teacher, where no others are given. That a share of the input is cached is not said there, so none is."""
-    found = oneoff.prices([m for steps, _ in chains.values() for m in steps])
-    if said.api is not None or not found:
+def _with_api(said: Cost, chains: dict[str, Chain], asked: dict[str, dict[str, Any]]) -> Cost:
+    """What is not said of the API, as the eval has it: the prices of the one endpoint that it scored, else of the models' teacher; the tokens that a
+    request had at that endpoint. That a share of the input is cached is not said there, so none is."""
+    scored = next(iter(asked.values())) if len(asked) == 1 else {}
+    found = scored.get("prices") or oneoff.prices([m for steps, _ in chains.values() for m in steps])
+    api = said.api or (Charges(input=found["input"], output=found["output"]) if found else None)
+    if api is None:
         return said
-    return said.model_copy(update={"api": Charges(input=found["input"], output=found["output"])})
+    counted = {k: v for k, v in scored.get("mean", {}).items() if getattr(api, k) is None}
+    return said.model_copy(update={"api": api.model_copy(update=counted)})
 
 
 ROWS = {

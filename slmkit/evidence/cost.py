@@ -220,6 +220,9 @@ def _api_said(said: Cost) -> list[str]:
     cache = f", of which {api.cached_share:.0%} cached at {api.cached:g}" if api.cached is not None else ""
     out = [f"the API charges {api.input:g} USD for a million tokens of input{cache}, and {api.output:g} of output; it is as good for the task"]
     same = [name for name, x in (("prompt", api.input_tokens), ("answer", api.output_tokens)) if x is None]
+    there = [f"{x:,.1f} tokens in {name}" for name, x in (("a prompt", api.input_tokens), ("an answer", api.output_tokens)) if x is not None]
+    if there:
+        out.append(f"it counts {' and '.join(there)}")
     if same:
         out.append(f"the {' and the '.join(same)} {'have' if len(same) > 1 else 'has'} as many tokens there as here")
     return out

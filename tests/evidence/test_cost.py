@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slmkit.evidence import cost, oneoff, timing
+from slmkit.evidence import bill, cost, oneoff, timing
 from slmkit.evidence.figures import exactly, unknown
 from slmkit.evidence.oneoff import OneOff
 from slmkit.evidence.timing import Batch, quantile
@@ -162,6 +162,24 @@ def test_what_making_took_is_hours_and_what_teachers_were_paid() -> None:
     assert local.usd.value == 2.0, "a teacher that runs here takes the machine's hours"
     assert oneoff.of_chain([], [], None).usd.value == 0.0
     assert oneoff.given(5.0).usd.value == 5.0
+
+
+def test_the_api_that_the_eval_scored_has_its_own_prices_and_counts() -> None:
+    """The teacher of the chain charges 0.25 / 2; the endpoint that was scored charges 1 / 10 for 400 tokens of prompt and 20 of answer."""
+    taught = {"int4": ([step("distill", "teach", 1, ENDPOINT, prices={"input": 0.25, "output": 2.0})], [])}
+    scored = {"gpt": {"prices": {"input": 1.0, "output": 10.0}, "mean": {"input_tokens": 400.0, "output_tokens": 20.0}}}
+
+    def per_thousand(asked: dict, api: dict | None = None) -> float:
+        said = Cost.model_validate({"usd_per_hour": 1.0} | ({"api": api} if api else {}))
+        (one,) = bill.draw_up({"result": {"asked": asked}}, {"int4": MEASURED}, taught, said)
+        return one.reckoned.figures["api_usd_per_thousand_requests"].value
+
+    mix = MEASURED["mix"]
+    here = lambda price, answer: (mix["input_tokens"] * price + mix["output_tokens"] * answer) / 1000  # noqa: E731
+    assert per_thousand(scored) == pytest.approx(0.6) and per_thousand({}) == pytest.approx(here(0.25, 2))
+    assert per_thousand(scored | {"other": {}}) == pytest.approx(here(0.25, 2)), "of two endpoints none is the one"
+    assert per_thousand(scored, {"input": 2, "output": 0}) == pytest.approx(0.8), "its prices as said, its tokens as counted"
+    assert per_thousand(scored, {"input": 2, "output": 0, "input_tokens": 100}) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("chain", "missing", "price", "why"), [

@@ -82,6 +82,8 @@ def test_an_endpoint_scores_as_lm_eval_finds_it_and_is_asked_once(tmp_path, tiny
     assert 0 < gpt["t"]["exact_match"] < 1 and result.determinism == "none"
     assert result.values["asked"]["gpt"]["requests"] == 20 and result.values["asked"]["gpt"]["usd"] > 0  # the second task asks the same
     assert result.values["hashes"]["gpt"]["t"]["questions"] == result.values["hashes"]["tiny"]["t"]["questions"]
+    told = result.values["asked"]["gpt"]
+    assert told["prices"] == {"input": 1.0, "output": 2.0} and sum(told["mean"].values()) * 20 == pytest.approx(told["tokens"])
     timed = result.values["speed"]["gpt"]["answers"]
     assert timed["answers"] == 20 and 0.004 < timed["seconds"]["p50"]["low"] <= timed["seconds"]["p95"]["value"] < 30  # it waits 5 ms
     before = sum(api.answered().values())

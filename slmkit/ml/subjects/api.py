@@ -38,6 +38,7 @@ class Endpoint(LM):
         super().__init__()
         self.name, self.said, self.report = name, said, report
         self.started, self.tokens, self.seconds, self.batch_size = time.perf_counter(), 0, 0.0, said.concurrency
+        self.usage: dict[str, dict[str, int]] = {}
         self.timed: dict[str, tuple[float, int]] = {}
         self.asking = asking.opened(ctx, name, said, said.budget, said.prices, self._told, f"apis.{name}")
 
@@ -95,6 +96,7 @@ class Endpoint(LM):
         if answer is None:
             why = self.asking.desk.gave_up.get(request.key, "not asked")
             raise StepFailed(f"{self.name} did not answer a question: {why}", mend="all answers so far are kept: run the same command again")
+        self.usage[request.key] = answer.usage
         if answer.seconds is not None:
             self.timed[request.key] = answer.seconds, answer.usage["output"]
         text = answer.text or ""
@@ -103,7 +105,12 @@ class Endpoint(LM):
         return postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
 
     def told(self) -> dict[str, Any]:
-        return self.asking.told() | {"observed": dict(self.asking.desk.observed.most_common(8))}
+        """What was asked and paid, what the endpoint said it was, its prices, and how many tokens a request has there, as it counts them."""
+        out = self.asking.told() | {"observed": dict(self.asking.desk.observed.most_common(8))}
+        if self.said.prices is not None:
+            out["prices"] = self.said.prices.model_dump(mode="json", include={"input", "output"})
+        means = {f"{side}_tokens": sum(u[side] for u in self.usage.values()) / max(len(self.usage), 1) for side in ("input", "output")}
+        return out | ({"mean": means} if all(means.values()) else {})
 
     def speed(self) -> dict[str, Any]:
         """How long its answers took, as its clients met it when they were asked; {} where no call was timed."""
