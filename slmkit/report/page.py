@@ -49,9 +49,8 @@ def table(report: Report) -> tuple[list[tuple[str, str]], list[tuple]]:
 def costs(report: Report, name: str) -> tuple[dict[str, str], list[tuple]]:
     """A table of measures: (labels of its columns by key, (model, its measures by key) of each row that has one)."""
     rows = [(m, {x.key: x for x in m.measures if x.table == name}) for m in report.models]
-    found = {x.key: x.label for _, own in rows for x in own.values()}
-    order = {key: i for _, own in sorted(rows, key=lambda row: len(row[1])) for i, key in enumerate(own)}  # as the model that has most tells them
-    return {k: found[k] for k in sorted(found, key=order.__getitem__)}, [row for row in rows if row[1]]
+    richest = sorted(rows, key=lambda row: -len(row[1]))  # columns as the model that has most tells them, then what others have beside
+    return {x.key: x.label for _, own in richest for x in own.values()}, [row for row in rows if row[1]]
 
 
 def said(report: Report) -> list[tuple[str, list[str]]]:
