@@ -105,18 +105,19 @@ def quantized(source: Given, config, values: dict, data: Given | None) -> Card:
         text += f"Calibrated on {values['samples']} rows of {origin(data)}.\n"
     if config.method not in ("nf4", "int8"):
         text += "\nAutoGPTQ's checkpoint format (version 1): transformers reads it with `gptqmodel` or `optimum` installed, vLLM as it is.\n"
-    return Card(metadata, text + (_tried(values) if "candidates" in values else "") + _LOAD)
+    return Card(metadata, text + (tried(values) if "candidates" in values else "") + _LOAD)
 
 
-def _tried(values: dict) -> str:
+def tried(values: dict) -> str:
     """The table of what `method: auto` measured."""
     on = values["chosen_on"]
     lines = [f"\n## Chosen\n\n`{values['chosen']}` lost least on {on['tokens']} tokens of {on['rows']} calibration rows held out (target "
              f"{values['target']}).\n", "| | bits per weight | mean KL, nats | perplexity | lost, nats |", "|---|---|---|---|---|"]
     for name, f in values["candidates"].items():
-        lost = "not finite | | " if f["nats_lost"] is None else f"{f['mean_kl']:.3g} | {f['perplexity']:.4g} | {f['nats_lost']:.3g}"
+        unread = "too large | | " if "nats_lost" not in f else "not finite | | " if f["nats_lost"] is None else None
+        lost = unread or f"{f['mean_kl']:.3g} | {f['perplexity']:.4g} | {f['nats_lost']:.3g}"
         lines.append(f"| {'**' + name + '**' if name == values['chosen'] else name} | {f['bits_per_weight']:.2f} | {lost} |")
-    before = next(iter(values["candidates"].values()))["perplexity_before"]
+    before = values["candidates"][values["chosen"]]["perplexity_before"]
     return "\n".join([*lines, f"\nPerplexity of the model as it was: {before:.4g}.\n"])
 
 

@@ -23,6 +23,10 @@ def quantize(ctx: Context, config: Any, data: Rows | None) -> Result:
     given = ctx.inputs["model"]
     where = models.device(ctx.execution.device)
     folder = Path(given.path)
+    if config.target == "llama.cpp":
+        from slmkit.ml import choosing_types
+
+        return choosing_types.quantize(ctx, config, data, _rows(config, data, given), given)
     if problem := _candidates.problem(config, folder):
         raise RecipeError([problem])
     if config.method in ("awq", "autoround"):

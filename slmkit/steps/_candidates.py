@@ -2,7 +2,7 @@
 
 What each target loads (docs/quantize.md says which of it was tried): transformers reads all that quantize writes; vLLM has kernels for symmetric
 GPTQ of 4 and 8 bits in groups of 32, 64, 128 or all, and reads NF4; on a CPU slmkit runs NF4 and INT8 as they are, and unpacks GPTQ's format into
-full weights, which saves disk and no memory. llama.cpp reads none of these, but what `export` writes.
+full weights, which saves disk and no memory. llama.cpp reads none of these; its own types are tried in ml/choosing_types.py.
 Sizes are predicted from headers, to a hundredth, so that nothing is built that could not be kept.
 """
 

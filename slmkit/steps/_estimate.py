@@ -74,7 +74,9 @@ def quantizing(config: Any, model: Size) -> dict[str, int]:
     shapes = _shapes.of(model.path) if model.path else None
     if shapes is None:
         return {}
-    if config.method == "auto":
+    if config.target == "llama.cpp":
+        disk = int(config.max_bits_per_weight * shapes.parameters / 8)
+    elif config.method == "auto":
         tried = _candidates.candidates(config.target, config.max_bits_per_weight, shapes)
         if not tried:
             return {}

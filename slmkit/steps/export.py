@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from slmkit.steps import _architectures
 from slmkit.steps._estimate import Size
+from slmkit.steps._exports import BITS, TYPES, blocked_for
 from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the kind)
 from slmkit.steps._fields import Ref
 from slmkit.steps._step import Context, How, Result, StepConfig, StepExecution, Takes
@@ -36,19 +37,6 @@ TAKES = {
 
 def GIVES(config: Config) -> str:
     return config.format
-
-
-TYPES = {
-    "gguf": ("q4_k_m", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_s", "q4_0", "q3_k_m", "q2_k"),
-    "onnx": ("int4", "fp32"), "adapter": (),
-}  # fmt: skip
-"""What each format can be written as, the default first."""
-BITS = {
-    "f32": 32, "fp32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.5, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_0": 4.55,
-    "q3_k_m": 3.9, "q2_k": 3.2, "int4": 5,
-}  # fmt: skip
-NEEDS = {"gguf": ("gguf", "llama_cpp"), "onnx": ("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"), "adapter": ()}
-"""The modules each format needs, which the extra of its name installs."""
 
 
 class Config(StepConfig):
@@ -90,11 +78,7 @@ class Execution(StepExecution):
 
 def blocked(config: Config, execution: Execution) -> str | None:
     """Why this cannot run here, found without importing anything heavy."""
-    import importlib.util
-
-    missing = [name for name in NEEDS[config.format] if importlib.util.find_spec(name) is None]
-    minutes = " (llama.cpp is compiled: some ten minutes)" if config.format == "gguf" else ""
-    return f"{missing[0]} is not installed: pip install 'slmkit[{config.format}]'{minutes}" if missing else None
+    return blocked_for(config.format)
 
 
 def refuse(config: Config, sizes: dict) -> list:

@@ -13,11 +13,13 @@ model is measured and written into .slmkit/fidelity.json; a model that came out 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slmkit.steps import _candidates, _estimate, _tasks
+from slmkit.steps import _architectures, _candidates, _estimate, _tasks
+from slmkit.steps._exports import blocked_for
 from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the kind)
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Born, Context, How, Result, StepConfig, StepExecution, Takes
@@ -28,7 +30,12 @@ TAKES = {
     "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),
     "tasks": Takes("task", many=True, optional=True, witness=True, files=_tasks.task_files),  # is a question of theirs among the calibration rows?
 }  # fmt: skip
-GIVES = "model"
+
+
+def GIVES(config: Config) -> str:
+    return "gguf" if config.target == "llama.cpp" else "model"
+
+
 
 TUNED = ("awq", "autoround")  # by the auto-round package, on a GPU
 GROUPED, DRAWN = ("gptq", "rtn", *TUNED), ("gptq", "auto", *TUNED)
@@ -63,7 +70,8 @@ class Config(StepConfig):
     damping: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the mean of the Hessian's diagonal that is added to it; gptq; 0.01 if left out, as in the paper."""
     target: Annotated[Literal["transformers", "vllm", "cpu", "llama.cpp"] | None, Born(None)] = None
-    """What has to load it; auto; transformers if left out. vllm: what it has kernels for; cpu: what stays small in memory there (nf4, int8)."""
+    """What has to load it; auto; transformers if left out. vllm: what it has kernels for; cpu: what stays small in memory there (nf4, int8);
+    llama.cpp: a GGUF file, as export makes it, of the type that loses least."""
     max_bits_per_weight: Annotated[float | None, Born(None), Field(gt=0, le=16)] = None
     """Most bits per weight of the whole folder, its 16-bit embeddings included; auto needs it."""
     calibration: DataRef | None = None
@@ -104,13 +112,6 @@ class Config(StepConfig):
             raise ValueError(f"method {method} needs `calibration`: a dataset like the training rows{more}")
         return value
 
-    @field_validator("target")
-    @classmethod
-    def _target(cls, value: str | None) -> str | None:
-        if value == "llama.cpp":
-            raise ValueError("llama.cpp loads none of what quantize writes; make its file with `slmkit export MODEL --type q4_k_m` (kind: export)")
-        return value
-
     @field_validator("max_bits_per_weight")
     @classmethod
     def _bound(cls, value: float | None, info: Any) -> float | None:
@@ -137,6 +138,8 @@ def blocked(config: Config, execution: Execution) -> str | None:
     import importlib.util
     import shutil
 
+    if config.target == "llama.cpp":
+        return blocked_for("gguf")
     if config.backend == "gptqmodel" and importlib.util.find_spec("gptqmodel") is None:
         return "backend gptqmodel is not installed: pip install 'slmkit[gptqmodel]'"
     if config.method in TUNED:
@@ -155,7 +158,8 @@ def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int
 def refuse(config: Config, sizes: dict) -> list:
     """What cannot be done to this model, told by its headers before anything runs."""
     folder = sizes["model"][0].path
-    found = _candidates.problem(config, folder) if folder else None
+    look = _architectures.problem if config.target == "llama.cpp" else partial(_candidates.problem, config)
+    found = look(folder) if folder else None
     return [found] if found else []
 
 

@@ -1,6 +1,7 @@
 """`method: auto` keeps what loses least on rows held out, never what is worse than rounding, and builds nothing twice."""
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from slmkit.errors import RecipeError, StepFailed
 from slmkit.ml import choosing, gptq, models
 from slmkit.ml.quantizers import rtn
 from slmkit.steps import _candidates, _shapes
+from slmkit.steps import quantize as step
 from slmkit.steps.quantize import Config, Execution, estimate
 from tests.support.drive import Driver, given
 
@@ -138,7 +140,7 @@ def test_too_few_rows_to_choose_by_are_refused(tmp_path, tiny):
 
 @pytest.mark.parametrize(("config", "said"), [
     ({"bits": 4}, "`bits` is not read by method auto"), ({"act_order": True}, "`act_order` is not read by method auto"),
-    ({"backend": "gptqmodel"}, "`backend` is not read by method auto"), ({"target": "llama.cpp"}, "slmkit export MODEL --type"),
+    ({"backend": "gptqmodel"}, "`backend` is not read by method auto"),
     ({"max_bits_per_weight": None}, "method auto needs `max_bits_per_weight`"), ({"calibration": None}, "method auto needs `calibration`"),
     ({"method": "gptq"}, "`max_bits_per_weight` is not read by method gptq"),
     ({"method": "rtn", "target": "cpu"}, "`target` is not read by method rtn"),
@@ -147,3 +149,63 @@ def test_keys_that_are_not_read_are_refused(config, said):
     with pytest.raises(ValidationError) as e:
         Config(**{"model": "m", "method": "auto", "max_bits_per_weight": 5.0, "calibration": "c"} | config)
     assert said in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory, tiny, rows_file):
+    pytest.importorskip("llama_cpp")
+    return run(tmp_path_factory.mktemp("types"), tiny, rows_file, target="llama.cpp", max_bits_per_weight=8.0)
+
+
+def test_for_llama_cpp_its_types_are_tried_and_the_best_that_fits_is_a_gguf(typed):
+    driver, result = typed
+    table, best = result.values["candidates"], result.values["chosen"]
+    assert [*table] == ["q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k"]
+    fit = {n: f for n, f in table.items() if f["bits_per_weight"] <= 8.0}
+    assert 1 < len(fit) < len(table) and all(("nats_lost" in f) == (n in fit) for n, f in table.items()), "what is too large is not measured"
+    assert best in fit and all(fit[best]["nats_lost"] <= f["nats_lost"] for f in fit.values())
+    assert result.values["type"] == best and result.values["bytes"] == table[best]["bytes"] == (driver.out / f"model-{best}.gguf").stat().st_size
+    assert f"| **{best}** |" in result.card.text and "| too large |" in result.card.text
+    assert result.values["fidelity"]["runtime"].startswith("llama.cpp")
+    assert [p.parent.name for p in driver.root.glob("state/candidates/*/out")] == [best]
+
+
+def test_a_killed_choice_of_types_goes_on_with_the_next(tmp_path, typed, tiny, rows_file, monkeypatch):
+    from slmkit.ml.export import gguf
+
+    original, made = gguf.make, []
+
+    def make(given, kind, *args):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(kind)
+        return original(given, kind, *args)
+
+    monkeypatch.setattr(gguf, "make", make)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny, rows_file, target="llama.cpp", max_bits_per_weight=8.0)
+    first, made[:] = list(made), []
+    monkeypatch.setattr(gguf, "make", lambda given, kind, *args: (made.append(kind), original(given, kind, *args))[1])
+    again, result = run(tmp_path, tiny, rows_file, target="llama.cpp", max_bits_per_weight=8.0)
+    assert first + made == [*result.values["candidates"], result.values["chosen"]] and digest(again.out) == digest(typed[0].out)
+
+
+def test_a_bound_that_no_type_fits_is_told_with_the_smallest(tmp_path, tiny, rows_file):
+    pytest.importorskip("llama_cpp")
+    with pytest.raises(StepFailed) as e:
+        run(tmp_path, tiny, rows_file, target="llama.cpp", max_bits_per_weight=2.0)
+    assert "nothing that llama.cpp loads fits into max_bits_per_weight: 2" in e.value.render() and "the smallest, " in e.value.render()
+
+
+def test_for_llama_cpp_the_step_gives_a_gguf_and_asks_what_export_asks(tmp_path, tiny, monkeypatch):
+    config = Config(model="m", method="auto", max_bits_per_weight=5.0, calibration="c", target="llama.cpp")
+    assert step.GIVES(config) == "gguf" and step.GIVES(Config(model="m", method="rtn")) == "model"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "slmkit[gguf]" in step.blocked(config, Execution())
+    from slmkit.steps._estimate import weights
+
+    odd = make_model(tmp_path / "odd")
+    said = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(said | {"model_type": "mamba"}))
+    (told,) = step.refuse(config, {"model": (weights(odd),)})
+    assert "`mamba` is not exported to GGUF" in told.what

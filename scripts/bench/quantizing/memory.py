@@ -1,7 +1,8 @@
-"""Peak memory of quantizing a random 198M-parameter Llama in bf16, two threads, with and without the certificate.
+"""Peak memory of quantizing a random Llama in bf16 (198M parameters, or TinyLlama's shape of 1.1B), two threads, with and without the certificate.
 
     PYTHONPATH=. OMP_NUM_THREADS=2 .venv/bin/python scripts/bench/quantizing/memory.py rtn            # or gptq: minutes
     PYTHONPATH=. OMP_NUM_THREADS=2 .venv/bin/python scripts/bench/quantizing/memory.py rtn --bare     # no certificate
+    PYTHONPATH=. OMP_NUM_THREADS=2 .venv/bin/python scripts/bench/quantizing/memory.py gptq --1b      # half an hour
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from slmkit.ml import fidelity, quantize  # noqa: F401 (the second is counted am
 from tests.ml.conftest import chats, make_tokenizer, write_jsonl
 from tests.support.drive import Driver, given
 
+SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 14, "num_attention_heads": 16, "num_key_value_heads": 8}
+LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4}
 
-def made(folder: Path) -> Path:
+
+def made(folder: Path, shape: dict) -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=14, num_attention_heads=16, num_key_value_heads=8,
-        max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=2, pad_token_id=3, bos_token_id=None,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=32000, max_position_embeddings=1024, tie_word_embeddings=shape is SMALL, eos_token_id=2, pad_token_id=3,
+                         bos_token_id=None, dtype="bfloat16", **shape)  # fmt: skip
+    LlamaForCausalLM._from_config(config).save_pretrained(folder)
     make_tokenizer(folder)
     return folder
 
@@ -42,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         if "--child" not in sys.argv:  # the model is made in a process of its own, whose memory is not counted
-            made(root / "m")
+            made(root / "m", LARGE if "--1b" in sys.argv else SMALL)
             write_jsonl(root / "rows.jsonl", chats(200))
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", str(root)], check=True)
             return

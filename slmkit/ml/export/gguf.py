@@ -23,51 +23,69 @@ BOUNDS = {
 
 def export(ctx: Context, config: Any) -> Result:
     """Entry of the step."""
+    return published(ctx, config.type, config.fidelity, ctx.execution.threads)
+
+
+def published(ctx: Context, kind: str, said: Any, threads: int | None, chosen: dict[str, Any] | None = None) -> Result:
+    """A certified file of one type. said: the recipe's bounds. chosen: how the type was chosen, for the result and the card."""
     given: Given = ctx.inputs["model"]
     folder = Path(given.path)
     sizes = gguf_write.check(folder)
     tokenizer, cpu = models.tokenizer(given), torch.device("cpu")
     ends = models.end_ids(given, tokenizer)
     tokens, _ = gguf_tokens.read(tokenizer, sizes["vocab_size"]), gguf_tokens.special(tokenizer, ends)
-    room = gguf_write.room(sizes)
-    length = min(LONGEST + WRITTEN, room)
-    file = f"model-{config.type}.gguf"
+    room, most = gguf_write.room(sizes), length(folder)
+    file = f"model-{kind}.gguf"
 
     def work(asked, _before) -> Result:
-        values = _write(ctx, config, given, tokenizer, file) | {"context": room}
+        values = _write(ctx, kind, given, tokenizer, file, threads) | {"context": room} | (chosen or {})
         text = ollama.modelfile(file, tokenizer, ends, room, ollama.sampling(folder))
         (ctx.out / "Modelfile").write_text(text, encoding="utf-8")
-        values |= _read_back(Llama(ctx.out / file, length, ctx.execution.threads), tokenizer, ends, [tokenizer.decode(p.ids) for p in asked.probes])
+        values |= _read_back(Llama(ctx.out / file, most, threads), tokenizer, ends, [tokenizer.decode(p.ids) for p in asked.probes])
         notes = [*tokens.notes, *_cut(sizes), *_more_ends(values), ollama.said(text)]
-        return Result(values, card=_card(given, config, values, file, notes), cost={"peak_memory_bytes": models.peak_memory(cpu)})
+        return Result(values, card=_card(given, kind, values, file, notes), cost={"peak_memory_bytes": models.peak_memory(cpu)})
 
     return fidelity.certified(
-        ctx, config.fidelity, _fidelity.BY_BITS[BOUNDS[config.type]], given,
-        lambda: fidelity.Transformers(given, cpu, "transformers in fp32", torch.float32), work,  # what llama.cpp computes in, too
-        lambda out: Llama(out / file, length, ctx.execution.threads),
+        ctx, said, _fidelity.BY_BITS[BOUNDS[kind]], given,
+        lambda: original(given), work, lambda out: Llama(out / file, most, threads),
     )  # fmt: skip
 
 
-def _write(ctx: Context, config: Any, given: Given, tokenizer: Any, file: str) -> dict[str, Any]:
+def original(given: Given) -> fidelity.Runtime:
+    """The model as it was, in what llama.cpp computes in, too."""
+    return fidelity.Transformers(given, torch.device("cpu"), "transformers in fp32", torch.float32)
+
+
+def length(folder: Path) -> int:
+    """Tokens that probes need of a runtime."""
+    return min(LONGEST + WRITTEN, gguf_write.room(gguf_write.check(folder)))
+
+
+def make(given: Given, kind: str, file: Path, state: Path, threads: int | None) -> list:
+    """Write the model in a type; a quantized one by way of a whole file, which stays in `state`. Returns the file's tensors, as gguf reads them."""
     import gguf
 
     own = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(models.own_dtype(Path(given.path)), "f32")
-    first = config.type if config.type in gguf_write.STORED else own
+    whole = file if kind in gguf_write.STORED else state / "whole.gguf"
+    if not whole.is_file():
+        part, tokenizer = whole.with_suffix(".part"), models.tokenizer(given)
+        gguf_write.write(Path(given.path), part, kind if whole == file else own, tokenizer, models.end_ids(given, tokenizer))
+        part.rename(whole)
+    if whole != file:
+        quantize(whole, file, kind, threads)
+    return gguf.GGUFReader(str(file)).tensors
+
+
+def _write(ctx: Context, kind: str, given: Given, tokenizer: Any, file: str, threads: int | None) -> dict[str, Any]:
+    ctx.progress(0, 2, "writing")
+    tensors = make(given, kind, ctx.out / file, ctx.state, threads)
+    (ctx.state / "whole.gguf").unlink(missing_ok=True)
+    ctx.progress(1, 2, "running")
     ends = models.end_ids(given, tokenizer)
-    ctx.progress(0, 3, "writing")
-    source = ctx.out / file if first == config.type else ctx.state / "whole.gguf"
-    source.unlink(missing_ok=True)  # of an attempt that was cut off
-    gguf_write.write(Path(given.path), source, first, tokenizer, ends)
-    ctx.progress(1, 3, "quantizing")
-    if source.parent == ctx.state:
-        quantize(source, ctx.out / file, config.type, ctx.execution.threads)
-        source.unlink()
-    ctx.progress(2, 3, "running")
-    tensors = gguf.GGUFReader(str(ctx.out / file)).tensors
     parameters = sum(int(t.n_elements) for t in tensors)
     size = (ctx.out / file).stat().st_size
     return {
-        "type": config.type, "bytes": size, "bytes_before": models.weight_bytes(given), "parameters": parameters,
+        "type": kind, "bytes": size, "bytes_before": models.weight_bytes(given), "parameters": parameters,
         "bits_per_weight": size * 8 / parameters,
         "tensor_types": dict(sorted(Counter(t.tensor_type.name.lower() for t in tensors).items())),
         "stops": tokenizer.convert_ids_to_tokens(sorted(ends)),
@@ -100,15 +118,15 @@ def _more_ends(values: dict) -> list[str]:
     return [f"llama.cpp also ends an answer at {also}, which it knows by its text."] if also else []
 
 
-def _card(given: Given, config: Any, values: dict, file: str, notes: list[str]) -> Card:
-    metadata = {"library_name": "gguf", "tags": ["slmkit", "gguf", config.type], "pipeline_tag": "text-generation"}
-    metadata |= cards.base_metadata(given, "finetune" if config.type in gguf_write.STORED else "quantized")
+def _card(given: Given, kind: str, values: dict, file: str, notes: list[str]) -> Card:
+    metadata = {"library_name": "gguf", "tags": ["slmkit", "gguf", kind], "pipeline_tag": "text-generation"}
+    metadata |= cards.base_metadata(given, "finetune" if kind in gguf_write.STORED else "quantized")
     types = ", ".join(f"{n} × {t}" for t, n in values["tensor_types"].items())
     text = (
-        f"# {given.name} as GGUF, {config.type}\n\n{cards.origin(given)}: {values['bytes']} bytes, {values['bits_per_weight']:.2f} bits per weight "
+        f"# {given.name} as GGUF, {kind}\n\n{cards.origin(given)}: {values['bytes']} bytes, {values['bits_per_weight']:.2f} bits per weight "
         f"({types}). Chat template and stop tokens are in the file. "
         f"llama.cpp's tokenizer gave the same ids on {values['texts_tokenized_alike']} texts.\n\n"
         f"## Use\n\n```sh\nllama-cli -m {file} --jinja          # llama.cpp\nllama-server -m {file} --jinja\n"
         "ollama create NAME -f Modelfile && ollama run NAME\n```\n" + "".join(f"\n{note}\n" for note in notes)
     )
-    return Card(metadata, text)
+    return Card(metadata, text + (cards.tried(values) if "candidates" in values else ""))
