@@ -269,7 +269,11 @@ class Execution(StepExecution):
 
 
 def blocked(config: Config, execution: Execution) -> str | None:
-    """A key that is not set is known before anything runs."""
+    """A key that is not set, and a tracker that is not installed, are known before anything runs."""
+    import importlib.util
+
+    if absent := [t for t in execution.trackers if importlib.util.find_spec(t) is None]:
+        return f"the tracker {absent[0]} is not installed: pip install 'slmkit[{absent[0]}]'"
     asked = [r.judge.teacher for r in (config.grpo.rewards if config.grpo else ()) if r.judge]
     for teacher in [*asked, *([config.teacher] if isinstance(config.teacher, Teacher) else [])]:
         if teacher.api_key_env and not os.environ.get(teacher.api_key_env):

@@ -138,3 +138,12 @@ def test_a_missing_backend_is_said_without_importing_it():
 
     assert (said is None) == (importlib.util.find_spec("gptqmodel") is not None)
     assert said is None or "slmkit[gptqmodel]" in said
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(monkeypatch):
+    from slmkit.steps import train
+
+    config = train.Config(model="m", data="d")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else name)
+    assert "pip install 'slmkit[wandb]'" in train.blocked(config, train.Execution(trackers=["tensorboard", "wandb"]))
+    assert train.blocked(config, train.Execution(trackers=["tensorboard"])) is None
