@@ -105,6 +105,7 @@ def _elastic(home: Path, processes: int) -> subprocess.Popen:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"SLMKIT_LAUNCH": "1", "SLMKIT_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
+    env |= _world.sparing(home)
     with (home / "launcher.log").open("w") as log:
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 

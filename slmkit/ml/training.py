@@ -136,7 +136,7 @@ def _plain(run: Run, prepared: Prepared, where: torch.device):
         return model
     if run.ctx.execution.gradient_checkpointing:
         model.enable_input_require_grads()
-    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(where) if prepared.inputs else ())
+    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(where) if prepared.inputs else (), Path(run.given.path))
 
 
 def _unshared(run: Run, prepared: Prepared, weights: dict[str, torch.Tensor]):

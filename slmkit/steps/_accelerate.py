@@ -69,7 +69,7 @@ FSDP: dict[str, tuple[tuple, str]] = {
 """Key of fsdp_config → the values that are done here, and the mend for any other."""
 BLOCKS_NAME = "fsdp_transformer_layer_cls_to_wrap"  # says nothing: the decoder's blocks are found in the model, whatever their class is called
 FSDP1 = ("fsdp_sharding_strategy", "fsdp_backward_prefetch", "fsdp_forward_prefetch", "fsdp_sync_module_states", "fsdp_use_orig_params")
-DEEPSPEED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_allow_untested_optimizer"}
+DEEPSPEED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
 
 
 def read(said: Any, file: str, sha256: str, step: dict, execution: dict) -> tuple[dict, list[Fault]]:
@@ -126,8 +126,8 @@ def _keys(said: dict) -> tuple[list[Fault], list[str]]:
 def _world_of(said: dict, kind: str) -> tuple[int, int, list[Fault]]:
     """(processes in all, machines, faults)."""
     count, machines = said.get("num_processes", 1 if kind == "NO" else None), said.get("num_machines", 1)
-    faults = [Fault((key,) if key in said else (), f"`{key}` must be a number, 1 to 4096, not {value}", "say how many there are")
-              for key, value in (("num_processes", count), ("num_machines", machines)) if type(value) is not int or not 1 <= value <= 4096]  # fmt: skip
+    odd = [(k, v) for k, v in (("num_processes", count), ("num_machines", machines)) if type(v) is not int or not 1 <= v <= 4096]
+    faults = [Fault((k,) if k in said else (), f"`{k}` must be a number, 1 to 4096, not {v}", "say how many there are") for k, v in odd]
     if faults:
         return 1, 1, faults
     least = 2 if kind in ("MULTI_GPU", "FSDP") else 1

@@ -48,9 +48,9 @@ class Lora(Part):
     target: Literal["all-linear", "attention"] | list[Annotated[str, Field(min_length=1)]] = "all-linear"
     """Which linear layers of the decoder get an adapter: all (QLoRA's finding), those of attention, or a list of names such as `q_proj`
     and patterns such as `layers.*.mlp.*`."""
-    variant: Literal["lora", "rslora", "dora", "pissa", "olora", "eva"] = "lora"
+    variant: Literal["lora", "rslora", "dora", "pissa", "olora", "eva", "loftq"] = "lora"
     """How adapters are scaled or begin: rslora scales by alpha / sqrt(r); dora learns magnitudes apart; pissa and olora begin from the
-    weights, eva from the data."""
+    weights, eva from the data, loftq (for method qlora) from what the 4 bits lost."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = {}
     """Other ranks for some layers: `{layers.0.*: 32, "*.mlp.*": 8}`; a module name or a pattern."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=4096)]] = {}
@@ -150,6 +150,8 @@ class Config(StepConfig):
         if info.data.get("method") == "qlora" and isinstance(value, dict) and value.get("variant") in ("pissa", "olora"):
             what = f"`variant: {value['variant']}` takes part of the base into the adapter, which a 4-bit base cannot give exactly"
             raise ValueError(f"{what}; write `method: lora`")
+        if info.data.get("method") == "lora" and isinstance(value, dict) and value.get("variant") == "loftq":
+            raise ValueError("`variant: loftq` makes good what a 4-bit base lost, and this base is not quantized; write `method: qlora`")
         return {} if value is None and info.data.get("method") in ("lora", "qlora") else value
 
     @field_validator("dpo", "kto", "grpo", "gkd", mode="before")
