@@ -37,7 +37,8 @@ def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
     more = _memory.objective(config, run.world, models.weight_bytes(local) if local else 0)
     here = min(run.world, int(os.environ.get("LOCAL_WORLD_SIZE") or run.world))
     shares = run.world if run.ctx.execution.sharding == "fsdp" else 1
-    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, run.where.type == "cuda", processes=here, shares=shares, **more)
+    gpu, more = run.where.type == "cuda", more | {"processes": here, "shares": shares}
+    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, gpu, **more)
 
 
 def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int | None) -> int:

@@ -114,7 +114,8 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     tokens = load.micro * load.length * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
-    kept = 2 * model.hidden * model.layers + 3 * per_layer if load.recompute else per_layer * model.layers
+    again = 1 if load.shares > 1 and not load.gpu else 3  # layers whose numbers stand at once, or leave holes
+    kept = 2 * model.hidden * model.layers + again * per_layer if load.recompute else per_layer * model.layers
     found = {
         "libraries": 0 if load.gpu else LIBRARIES,
         "weights": weights / load.shares,
@@ -146,7 +147,7 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
         fresh = model.parameters * held * full if same else model.bytes + model.parameters * held
         trained = 4 * model.parameters if full else 4 * adapter
         found["saving"] = max(0, stays + max(trained + fresh, 2 * trained) - sum(found.values()))  # 2: both moments, for a checkpoint
-    peak = max(loading, sum(found.values()))
+    peak, others = int(max(loading, sum(found.values()))), int(others)
     several = {"others": others, "all": peak + (load.processes - 1) * others} if load.processes > 1 and not load.gpu else {}
     return {k: int(v) for k, v in (found | {"peak": peak} | several).items()}
 
