@@ -17,6 +17,7 @@ TAUGHT = 28  # where a teacher's distribution stands beside it: its log-probabil
 ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
 TILE = (4096, 8192)  # tokens and vocabulary of the tile in which TRL's fused head makes logits
 TILED = 32  # bytes a logit of that tile where torch's own operations work on it: itself, its floats, exponentials, products, masks
+HEADS = 5.5  # × the output layer in fp32, for grpo on a CPU: what sampling and the fused head by turns hold of it beside itself
 SAMPLED = 12  # bytes a logit of the token that is drawn: itself, sorted or scaled, its probability
 TOTALS = ("peak", "others", "all")
 SPARING, HOLES = 80e6, 0.8  # of libraries and of fp32 activations: what does not stand idle in the processes of fsdp on a CPU (steps/_world.sparing)
@@ -64,7 +65,8 @@ class Load:
     """What runs: method, LoRA rank, bytes of the forward pass's numbers (4 or 2), rows per forward pass, their longest in tokens, how many
     of those tokens are learned, whether activations are recomputed, whether on a GPU.
 
-    sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards.
+    sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards; heads: copies
+    of the output layer beside it.
     sampled: answers generated at once, for rewards. copies: further models of the same weights (a reference of full training).
     logit: bytes a logit of a trained token. teacher: bytes of another model's weights that stand beside this one.
     processes: of this machine. shares: processes among which one model is shared (fsdp); 1 where each holds it whole.
@@ -80,6 +82,7 @@ class Load:
     gpu: bool = False
     sequences: int = 1
     fused: bool = False
+    heads: float = 0
     sampled: int = 0
     copies: int = 0
     logit: int = LOGIT
@@ -96,7 +99,8 @@ def objective(config: Any, world: int = 1, teacher: int = 0) -> dict:
         return {"logit": TAUGHT, "teacher": teacher, "sampled": min(config.batch_size // world, 32) if config.gkd.on_policy else 0}
     if config.objective == "grpo":
         said, full = config.grpo, config.method == "full"
-        return {"fused": True, "sampled": config.batch_size * said.generations // world, "copies": int(full and said.beta > 0)}
+        sampled, copies = config.batch_size * said.generations // world, int(full and said.beta > 0)
+        return {"fused": True, "heads": HEADS, "sampled": sampled, "copies": copies}
     return {"fused": True, "sequences": 2 if config.objective == "dpo" else 1}
 
 
@@ -168,7 +172,8 @@ def _logits(model: Shape, load: Load, tokens: int) -> int:
     if not load.fused:
         return load.micro * load.trained * model.vocabulary * load.logit
     tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
-    return tile + tokens * model.hidden * 4 * 3 + (model.vocabulary * model.hidden * 4 if load.method == "full" else 0)
+    heads = int(load.method == "full") + (0 if load.gpu else load.heads)
+    return tile + tokens * model.hidden * 4 * 3 + model.vocabulary * model.hidden * 4 * heads
 
 
 def largest(model: Shape, load: Load, choices: list[int], free: int) -> int | None:

@@ -44,7 +44,8 @@ def test_the_plan_says_what_each_process_takes(cli):
     rows = '{"prompt": "a", "completion": "b"}\n' * 4
     (cli.folder / "rows.jsonl").write_text(rows)
     step = "{kind: train, data: rows.jsonl, method: full, batch_size: 4, execution: {processes: 2, sharding: %s, device: cpu}}"
-    for sharding, words in (("fsdp", "1.2 GB in all, 0.58 GB in the first process and 0.57 GB in the other"), ("none", "1.3 GB in all, 0.66 GB in each of 2 processes")):
+    said = {"fsdp": "1.2 GB in all, 0.58 GB in the first process and 0.57 GB in the other", "none": "1.3 GB in all, 0.66 GB in each of 2 processes"}
+    for sharding, words in said.items():
         (cli.folder / "r.yaml").write_text(f"recipe: r\nbase: demo:student\nsteps:\n  t: {step % sharding}\n")
         done = cli("plan", "r.yaml")
         assert words in done.stdout, done.stdout
