@@ -19,6 +19,9 @@ def test_more_of_anything_takes_more_and_recomputing_takes_less():
         assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] > peak, change
     for change in ({"recompute": True}, {"width": 2}, {"micro": 1}, {"gpu": True}):
         assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] < peak, change
+    fused = replace(load, fused=True)
+    copies = _memory.parts(SHAPE, replace(fused, heads=2))["peak"] - _memory.parts(SHAPE, fused)["peak"]
+    assert copies == pytest.approx(2 * 4 * SHAPE.vocabulary * SHAPE.hidden, abs=2)
     assert _memory.parts(SHAPE, load)["peak"] >= sum(v for k, v in _memory.parts(SHAPE, load).items() if k != "peak")
 
 
