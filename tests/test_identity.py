@@ -94,6 +94,7 @@ OTHER = {  # another valid value for every field
         "warmup": 0.2, "weight_decay": 0.0, "epochs": 1, "batch_size": 4, "max_length": 128, "too_long": "cut_end", "loss_on": "all",
         "thinking": "strip",
         "execution.packing": "on", "execution.processes": 2, "execution.sharding": "fsdp", "execution.trackers": ["tensorboard"],
+        "execution.accelerate": "accelerate.yaml",
         "lora.variant": "rslora", "lora.rank_pattern": {"q_proj": 2}, "lora.alpha_pattern": {"q_proj": 2}, "lora.modules_to_save": ["lm_head"],
         "max_grad_norm": 0.5, "validate_every": 3, "early_stopping": {"patience": 3, "min_delta": 0.1}, "keep": "best",
         "chat_template": "chatml", "seed": 2, "precision": "bf16", "max_steps": 7, "on_bad_row": "skip",
@@ -122,6 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("rows.jsonl", "val.jsonl", "t.jsonl"):
         (place / name).write_text(json.dumps({"prompt": name, "completion": "b"}) + "\n")
     (place / "ask.jinja").write_text("{{ prompt }}")
+    (place / "accelerate.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
     (place / "task.yaml").write_text("task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: t.jsonl}}\n")
     return place
 
@@ -154,6 +156,8 @@ def edited(step: str, path: str, value: Any) -> dict:
         node.pop("epochs")
     if path == "format":
         node.pop("type")
+    if last == "accelerate":  # it says these
+        node.pop("processes"), node.pop("sharding")
     return body
 
 

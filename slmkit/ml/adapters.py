@@ -25,15 +25,17 @@ from slmkit.steps._step import Given
 VARIANTS = {
     "lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"},
     "olora": {"init_lora_weights": "olora"}, "eva": {"init_lora_weights": "eva"},
+    "loftq": {},  # by slmkit.ml.loftq: peft's own needs CUDA, and puts another base below
 }  # fmt: skip
 CONVERTED = ("pissa", "olora")
 INITIAL = "initial_adapter"
 
 
-def attach(model: PreTrainedModel, lora: Any, state: Path, inputs: Iterable[dict] = ()) -> PeftModel:
+def attach(model: PreTrainedModel, lora: Any, state: Path, inputs: Iterable[dict] = (), base: Path | None = None) -> PeftModel:
     """Put fresh adapters on a model; the caller has seeded the generator. Weights are fp32 whatever the base is.
 
-    state: the step's state folder, where what a variant began with is kept. inputs: padded batches of the data, for eva.
+    state: the step's state folder, where what a variant began with is kept. inputs: padded batches of the data, for eva. base: the folder of the
+    base, for loftq.
     """
     extra = dict(VARIANTS[lora.variant])
     if lora.variant == "eva":
@@ -54,6 +56,10 @@ def attach(model: PreTrainedModel, lora: Any, state: Path, inputs: Iterable[dict
     for parameter in fresh.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if lora.variant == "loftq":
+        from slmkit.ml import loftq
+
+        loftq.begin(fresh, base)
     return fresh
 
 

@@ -45,12 +45,19 @@ def place() -> Place:
     return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]))
 
 
-def wanted(asked: int | str, device: str) -> int:
+def wanted(execution: Any) -> int:
     """How many processes train: those started together with this one, or those to start from here; 1 inside a worker. auto: one per GPU,
     one on a CPU."""
     if "SLMKIT_LAUNCH" in os.environ:
         return 1
-    leader = _world.leader()
+    asked, device, told, leader = execution.processes, execution.device, execution.accelerate, _world.leader()
+    if isinstance(told, str):
+        raise UsageError(f"execution.accelerate: {told} was not read", mend="load the recipe by slmkit.recipe.load, which reads it")
+    if leader and told:
+        if told.processes != leader.me.size:
+            what = f"{told.file} says num_processes: {told.processes}, and torchrun or srun started {leader.me.size}"
+            raise UsageError(what, mend="start as many as it says, or change it")
+        return leader.me.size
     if leader:
         if asked not in (1, "auto"):
             what = f"execution.processes: {asked} would start more processes in each of the {leader.me.size} that torchrun or srun started"
@@ -98,6 +105,7 @@ def _elastic(home: Path, processes: int) -> subprocess.Popen:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"SLMKIT_LAUNCH": "1", "SLMKIT_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
+    env |= _world.sparing(home)
     with (home / "launcher.log").open("w") as log:
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,10 @@ def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
     recompute = run.ctx.execution.gradient_checkpointing
     local = run.ctx.inputs.get("teacher")
     more = _memory.objective(config, run.world, models.weight_bytes(local) if local else 0)
-    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, run.where.type == "cuda", **more)
+    here = min(run.world, int(os.environ.get("LOCAL_WORLD_SIZE") or run.world))
+    shares = run.world if run.ctx.execution.sharding == "fsdp" else 1
+    gpu, more = run.where.type == "cuda", more | {"processes": here, "shares": shares}
+    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, gpu, **more)
 
 
 def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int | None) -> int:
@@ -43,14 +47,12 @@ def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int 
     if shape is None:
         return asked or max(choices)
     load, room = load_of(run, longest, trained, asked or 1), int(free(run.where) * MARGIN)
-    if run.world > 1 and run.where.type == "cpu":
-        room //= run.world
     micro = asked or _memory.largest(shape, load, choices, room) or min(choices)
     load = replace(load, micro=micro)
     found = _memory.parts(shape, load)
     run.ctx.log("memory", free=room, micro_batch=micro, **found)
-    if found["peak"] > room:
-        what = f"this training needs about {found['peak'] / 1e9:.2g} GB ({_memory.shown(found)}), and {room / 1e9:.2g} GB are free"
+    if _memory.needed(shape, load) > room:
+        what = f"this training needs about {_memory.told(found)} ({_memory.shown(found)}), and {room / 1e9:.2g} GB are free"
         raise CannotRun(what, mend=f"what fits: {_memory.advice(shape, load, choices, room, run.ctx.step)}")
     return micro
 
@@ -70,7 +72,7 @@ def told(run: Run, examples: list[Example], choices: list[int], micro: int) -> I
             raise
         shape = _memory.shape(Path(run.given.path))
         load = load_of(run, *longest(examples), micro)
-        smaller = int(_memory.parts(shape, load)["peak"] * 0.7) if shape else 0
+        smaller = int(_memory.needed(shape, load) * 0.7) if shape else 0
         fits = _memory.advice(shape, load, choices, smaller, run.ctx.step) if shape else "a smaller micro_batch"
         mend = f"the same command goes on from the last checkpoint; try {fits}"
         raise StepFailed(f"out of memory with micro_batch {micro}: {str(e).splitlines()[0][:200]}", mend=mend) from e

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,10 @@ class Prepared:
 
 def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Result:
     """Train in this process, or on several. `data` and `validation` were read and checked already."""
-    processes = launch.wanted(ctx.execution.processes, ctx.execution.device)
+    processes, told = launch.wanted(ctx.execution), ctx.execution.accelerate
+    if told and "SLMKIT_LAUNCH" not in os.environ:
+        came_to = {k: getattr(ctx.execution, k) for k in ("sharding", "device", "gradient_checkpointing")}
+        ctx.log("accelerate", file=told.file, processes=processes, **came_to, says_nothing=told.unread)
     shards.check(config, ctx.execution, max(processes, launch.place().world), ctx.execution.device)
     if processes > 1:
         if config.objective != "grpo":  # which cuts up answers, not rows, and checks that itself
@@ -132,7 +136,7 @@ def _plain(run: Run, prepared: Prepared, where: torch.device):
         return model
     if run.ctx.execution.gradient_checkpointing:
         model.enable_input_require_grads()
-    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(where) if prepared.inputs else ())
+    return adapters.attach(model, config.lora, run.ctx.state, prepared.inputs(where) if prepared.inputs else (), Path(run.given.path))
 
 
 def _unshared(run: Run, prepared: Prepared, weights: dict[str, torch.Tensor]):

@@ -29,8 +29,8 @@ from slmkit.steps import _registry
 from slmkit.steps._registry import Kind
 from slmkit.steps._teacher import Budget, Teacher
 
-ELSEWHERE = ("trackers",)
-"""Execution that reaches out of this machine: a rebuild is no run to report."""
+ELSEWHERE = ("trackers", "accelerate")
+"""Execution that reaches out of this machine: a rebuild is no run to report, and what an accelerate config came to is in the other keys."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ validate that kind's Config alone, then the references between steps. All proble
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.sources import Source, type_of
 from slmkit.sources import parse as parse_source
 from slmkit.steps import _registry
-from slmkit.steps._step import Columns
+from slmkit.steps._step import Columns, Stands
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
@@ -170,7 +171,8 @@ class _Loader:
             except UsageError as e:
                 self.fault((*where, "tasks_dir"), e.what, e.mend)
         filled = self._fill(kind, where, body, done)
-        execution = self._validate(kind.module.Execution, (*where, "execution"), body.pop("execution", None) or {})
+        how = self._told_by_files(kind, where, body, body.pop("execution", None) or {})
+        execution = self._validate(kind.module.Execution, (*where, "execution"), how)
         config = self._validate(kind.module.Config, where, body)
         inputs = tuple(i for role in kind.takes for i in self._inputs(kind, role, where, body, name, done, role in filled))
         if len(self.problems) > before:
@@ -244,6 +246,35 @@ class _Loader:
             for fault in explain.validation(e, model, where, body):
                 self.fault(*fault)
             return None
+
+    def _told_by_files(self, kind, where: Where, body: dict, how: Any) -> Any:
+        """The execution of a step with the keys that files stand for (see Stands)."""
+        fields = kind.module.Execution.model_fields.items() if isinstance(how, dict) else ()
+        for key, stands in [(k, m) for k, f in fields for m in f.metadata if isinstance(m, Stands) and how.get(k) is not None]:
+            place = (*where, "execution", key)
+            if not isinstance(how[key], str):
+                self.fault(place, f"`{key}` is the path of a file, this is {explain.named(how[key])}")
+                how = {k: v for k, v in how.items() if k != key}
+                continue
+            file = (self.folder / Path(how[key]).expanduser()).absolute()
+            if not file.is_file():
+                near = difflib.get_close_matches(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [], 1)
+                self.fault(place, f"no such file: {how[key]}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe")
+                continue
+            raw = read(file)
+            try:  # JSON is YAML, but for tabs between its words
+                said = parse(raw.replace(b"\t", b" ") if file.suffix == ".json" else raw, str(self.folder / how[key]))
+            except RecipeError as e:
+                self.problems += e.problems
+                continue
+            keys, faults = stands.read(said.data, how[key], hashlib.sha256(raw).hexdigest(), body, how)
+            for fault in faults:
+                if fault.here:
+                    self.fault((*where, *fault.where), fault.what, fault.mend, key=True)
+                else:
+                    self.problems.append(said.problem(fault.where, fault.what, fault.mend, key=True))
+            how = {**how, **keys} if not faults else {k: v for k, v in how.items() if k != key}
+        return how
 
     def _inputs(self, kind, role, where: Where, body: dict, step: str, done: dict, filled: bool) -> Iterable[InputSpec]:
         value, takes = body.get(role), kind.takes[role]

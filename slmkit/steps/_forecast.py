@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from slmkit.steps import _estimate, _memory
+from slmkit.steps import _estimate, _memory, _world
 from slmkit.steps._step import NAME
 
 CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as measured on small matrices
@@ -36,23 +36,41 @@ def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate
 
 def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int, teacher: int) -> dict[str, int | str]:
     gpu = execution.device.startswith("cuda")
-    share = config.batch_size // (execution.processes if isinstance(execution.processes, int) else 1)
-    world = execution.processes if isinstance(execution.processes, int) else 1
+    world, here = _processes(execution)
+    share = config.batch_size // world
     if config.objective == "grpo":
         share, longest = config.batch_size * config.grpo.generations // world, longest + config.grpo.max_new_tokens
     choices = [n for n in range(1, 9) if share % n == 0] or [1]
     if config.objective == "gkd" and config.gkd.on_policy:
         longest += config.gkd.max_new_tokens
     more = _memory.objective(config, world, teacher)
-    load = _memory.Load(config.method, rank, width(config.precision), 1, longest, longest, execution.gradient_checkpointing, gpu, **more)
+    shares = world if execution.sharding == "fsdp" else 1
+    numbers, again = width(config.precision), execution.gradient_checkpointing
+    load = _memory.Load(config.method, rank, numbers, 1, longest, longest, again, gpu, processes=here, shares=shares, **more)
     free = _memory.free_memory()
     micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
     load = _with(load, micro)
     found = _memory.parts(shape, load)
-    out: dict[str, int | str] = {"memory_bytes": found["peak"], "micro_batch": micro, "memory_parts": _memory.shown(found)}
-    if not gpu and found["peak"] > free:
+    out: dict[str, int | str] = {"memory_bytes": _memory.needed(shape, load), "micro_batch": micro, "memory_parts": _memory.shown(found)}
+    if here > 1:
+        out["memory_each"] = _memory.told(found) if not gpu else f"in each of {here} processes, on a GPU of its own"
+    if not gpu and _memory.needed(shape, load) > free:
         out["does_not_fit"] = f"{free / 1e9:.2g} GB are free; try {_memory.advice(shape, load, choices, free, NAME)}"
     return out
+
+
+def _processes(execution: Any) -> tuple[int, int]:
+    """(processes that will train, those of this machine): started together with this one, or asked for. auto: as many as the driver has GPUs."""
+    told = execution.accelerate
+    me = None if "SLMKIT_LAUNCH" in os.environ else _world.member()
+    if me or (told and told.machines > 1):
+        size, machines = (me.size, 1) if me else (told.processes, told.machines)
+        return size, int(os.environ.get("LOCAL_WORLD_SIZE") or size) if me else size // machines
+    if execution.processes != "auto":
+        return execution.processes, execution.processes
+    cards = Path("/proc/driver/nvidia/gpus")
+    count = len(list(cards.iterdir())) if cards.is_dir() and execution.device in ("auto", "cuda") else 1
+    return max(1, count), max(1, count)
 
 
 def _with(load: _memory.Load, micro: int) -> _memory.Load:

@@ -17,7 +17,10 @@ TAUGHT = 28  # where a teacher's distribution stands beside it: its log-probabil
 ADAMW = {"full": 12, "adapter": 12}  # bytes a trained weight beside itself: gradient and two moments
 TILE = (4096, 8192)  # tokens and vocabulary of the tile in which TRL's fused head makes logits
 TILED = 32  # bytes a logit of that tile where torch's own operations work on it: itself, its floats, exponentials, products, masks
+HEADS = 5.5  # × the output layer in fp32, for grpo on a CPU: what sampling and the fused head by turns hold of it beside itself
 SAMPLED = 12  # bytes a logit of the token that is drawn: itself, sorted or scaled, its probability
+TOTALS = ("peak", "others", "all")
+SPARING, HOLES = 80e6, 0.8  # of libraries and of fp32 activations: what does not stand idle in the processes of fsdp on a CPU (steps/_world.sparing)
 TRANSIENT = 5  # × the MLP's width: what the backward pass of one layer holds at once
 
 
@@ -62,9 +65,11 @@ class Load:
     """What runs: method, LoRA rank, bytes of the forward pass's numbers (4 or 2), rows per forward pass, their longest in tokens, how many
     of those tokens are learned, whether activations are recomputed, whether on a GPU.
 
-    sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards.
+    sequences: per row (2 for pairs). fused: the head's logits are made a tile at a time, as TRL does for preferences and rewards; heads: copies
+    of the output layer beside it.
     sampled: answers generated at once, for rewards. copies: further models of the same weights (a reference of full training).
     logit: bytes a logit of a trained token. teacher: bytes of another model's weights that stand beside this one.
+    processes: of this machine. shares: processes among which one model is shared (fsdp); 1 where each holds it whole.
     """
 
     method: str
@@ -77,10 +82,13 @@ class Load:
     gpu: bool = False
     sequences: int = 1
     fused: bool = False
+    heads: float = 0
     sampled: int = 0
     copies: int = 0
     logit: int = LOGIT
     teacher: int = 0
+    processes: int = 1
+    shares: int = 1
 
 
 def objective(config: Any, world: int = 1, teacher: int = 0) -> dict:
@@ -91,28 +99,32 @@ def objective(config: Any, world: int = 1, teacher: int = 0) -> dict:
         return {"logit": TAUGHT, "teacher": teacher, "sampled": min(config.batch_size // world, 32) if config.gkd.on_policy else 0}
     if config.objective == "grpo":
         said, full = config.grpo, config.method == "full"
-        return {"fused": True, "sampled": config.batch_size * said.generations // world, "copies": int(full and said.beta > 0)}
+        sampled, copies = config.batch_size * said.generations // world, int(full and said.beta > 0)
+        return {"fused": True, "heads": HEADS, "sampled": sampled, "copies": copies}
     return {"fused": True, "sequences": 2 if config.objective == "dpo" else 1}
 
 
 def parts(model: Shape, load: Load) -> dict[str, int]:
-    """Bytes by part, and `peak`: the larger of loading and training."""
+    """Bytes by part of the process that takes most, and `peak`: the larger of loading and training. Of several processes on a CPU also
+    `others`, the peak of each that is not the first, and `all`, what they take together."""
     full, four_bit = load.method == "full", load.method == "qlora"
     held = 4 if full else load.width
     adapter = 0 if full else load.rank * model.sides
     rest = model.parameters - model.linear
+    same = 0.9 * model.parameters * held <= model.bytes < 1.5 * model.parameters * held  # the file's number format is the model's
     # what is not packed stays a view of the file, and so all of it mapped, unless its number format is changed
-    mapped = model.bytes if not load.gpu and model.bytes >= 0.9 * model.parameters * held and model.bytes < 1.5 * model.parameters * held else 0
+    mapped = model.bytes if not load.gpu and same else 0
     weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * held
     tokens = load.micro * load.length * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
-    kept = 2 * model.hidden * model.layers + 3 * per_layer if load.recompute else per_layer * model.layers
+    again = 1 if load.shares > 1 and not load.gpu else 3  # layers whose numbers stand at once, or leave holes
+    kept = 2 * model.hidden * model.layers + again * per_layer if load.recompute else per_layer * model.layers
     found = {
         "libraries": 0 if load.gpu else LIBRARIES,
-        "weights": weights,
-        "adapters": adapter * 4,
-        "optimizer": model.parameters * ADAMW["full"] if full else adapter * ADAMW["adapter"],
+        "weights": weights / load.shares,
+        "adapters": adapter * 4 / load.shares,
+        "optimizer": (model.parameters * ADAMW["full"] if full else adapter * ADAMW["adapter"]) / load.shares,
         "activations": tokens * number * (kept + TRANSIENT * model.mlp),
         "logits": _logits(model, load, tokens),
     }
@@ -123,23 +135,52 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     if load.sampled:  # sampling and learning take turns: what counts is the larger
         kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
         found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
+    if load.shares > 1:
+        found["gathered"] = _gathered(model, full, held)
+        if not load.gpu:
+            found["libraries"] -= SPARING
+            found |= {k: found[k] * (HOLES if load.width == 4 else 1) for k in ("activations", "logits")}
     file = 0 if load.gpu else model.bytes
     loading = found["libraries"] + (file * 3 if four_bit and mapped else file + model.parameters * held)
-    return {k: int(v) for k, v in found.items()} | {"peak": int(max(loading, sum(found.values())))}
+    if load.gpu and load.shares > 1:
+        loading = 0  # on the CPU
+    others = max(loading, sum(found.values()))
+    if load.shares > 1 and not load.gpu:  # the first process gathers what was trained, and puts it into a model made anew
+        small = () if full or same else ("activations", "logits")  # adapters' numbers come in small pieces, and their place is not given back
+        stays = sum(found[k] for k in ("libraries", "weights", "adapters", "optimizer", *small))
+        fresh = model.parameters * held * full if same else model.bytes + model.parameters * held
+        trained = 4 * model.parameters if full else 4 * adapter
+        found["saving"] = max(0, stays + max(trained + fresh, 2 * trained) - sum(found.values()))  # 2: both moments, for a checkpoint
+    peak, others = int(max(loading, sum(found.values()))), int(others)
+    several = {"others": others, "all": peak + (load.processes - 1) * others} if load.processes > 1 and not load.gpu else {}
+    return {k: int(v) for k, v in (found | {"peak": peak} | several).items()}
+
+
+def _gathered(model: Shape, full: bool, held: int) -> float:
+    """What one process holds whole for a while under fsdp: embeddings and head throughout, a block and the next, and their gradients on the way."""
+    block, rest = model.linear / max(1, model.layers), model.parameters - model.linear
+    return (rest + 2 * block) * held + ((rest + 2 * block) * 4 if full else 0)
+
+
+def needed(model: Shape, load: Load) -> int:
+    """Bytes to be free: of the GPU that a process has to itself, or of the memory that all of them share."""
+    found = parts(model, load)
+    return found.get("all", found["peak"])
 
 
 def _logits(model: Shape, load: Load, tokens: int) -> int:
     if not load.fused:
         return load.micro * load.trained * model.vocabulary * load.logit
     tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
-    return tile + tokens * model.hidden * 4 * 3 + (model.vocabulary * model.hidden * 4 if load.method == "full" else 0)
+    heads = int(load.method == "full") + (0 if load.gpu else load.heads)
+    return tile + tokens * model.hidden * 4 * 3 + model.vocabulary * model.hidden * 4 * heads
 
 
 def largest(model: Shape, load: Load, choices: list[int], free: int) -> int | None:
     """The largest of the micro batches that fits into `free` bytes, or None."""
     from dataclasses import replace
 
-    return max((n for n in choices if parts(model, replace(load, micro=n))["peak"] <= free), default=None)
+    return max((n for n in choices if needed(model, replace(load, micro=n)) <= free), default=None)
 
 
 def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -> str:
@@ -150,7 +191,7 @@ def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -
     tries = [(f"{where}.execution.micro_batch={n}", {"micro": n}) for n in sorted(choices, reverse=True) if n < load.micro]
     least = min(choices)
     tries += [(f"{where}.execution.micro_batch={least} --set {where}.execution.gradient_checkpointing=true", {"micro": least, "recompute": True})]
-    if load.method != "qlora":
+    if load.method != "qlora" and load.shares == 1:  # 4-bit weights are not shared
         tries += [(f"{where}.method=qlora --set {where}.execution.micro_batch={least}", {"micro": least, "method": "qlora", "rank": load.rank or 16})]
     for length in (2048, 1024, 512, 256):
         if length < load.length:
@@ -158,9 +199,20 @@ def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -
             said = f"{where}.max_length={length} --set {where}.execution.micro_batch={least} --set {where}.execution.gradient_checkpointing=true"
             tries.append((said, change))
     for said, change in tries:
-        if parts(model, replace(load, **change))["peak"] <= free:
+        if needed(model, replace(load, **change)) <= free:
             return f"--set {said}"
     return "a smaller base model, or a machine with more memory"
+
+
+def told(found: dict[str, int]) -> str:
+    """`1.7 GB in the first process, 1.5 GB in the other`, or `2 GB`."""
+    if "others" not in found:
+        return _size(found["peak"])
+    count = round((found["all"] - found["peak"]) / found["others"])
+    others = "the other" if count == 1 else f"each of the other {count}"
+    if found["peak"] == found["others"]:
+        return f"{_size(found['all'])} in all, {_size(found['peak'])} in each of {count + 1} processes"
+    return f"{_size(found['all'])} in all, {_size(found['peak'])} in the first process and {_size(found['others'])} in {others}"
 
 
 def free_memory() -> int:
@@ -179,8 +231,8 @@ def free_memory() -> int:
 
 
 def shown(found: dict[str, int]) -> str:
-    """`weights 0.31 GB, activations 1.2 GB, …`, largest first."""
-    by_size = sorted(((k, v) for k, v in found.items() if k != "peak" and v >= 1e6), key=lambda kv: -kv[1])
+    """`weights 0.31 GB, activations 1.2 GB, …`, largest first: of one process, the one that takes most."""
+    by_size = sorted(((k, v) for k, v in found.items() if k not in TOTALS and v >= 1e6), key=lambda kv: -kv[1])
     return ", ".join(f"{k} {_size(v)}" for k, v in by_size)
 
 

@@ -145,6 +145,17 @@ class How:
 
 
 @dataclass(frozen=True)
+class Stands:
+    """Metadata of an Execution field that names a file, YAML or JSON, which stands for other keys of execution. The loader reads the file and
+    gives `read(what it says, its name, its sha256, the step's keys, those of its execution)`, which returns (keys of execution, faults).
+
+    A fault has `where` (keys), `what`, `mend`, and `here`: whether it lies in the step and not in the file.
+    """
+
+    read: Callable[[Any, str, str, dict, dict], tuple[dict, list]]
+
+
+@dataclass(frozen=True)
 class Takes:
     """An input of a kind: the types it accepts, best first; whether it takes a list; whether it may be left out.
 

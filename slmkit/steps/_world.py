@@ -179,10 +179,17 @@ def worker(me: Member, home: Path, port: int) -> subprocess.Popen:
     # the agent's store is torchrun's and knows one process group; each training makes its own
     said |= {"SLMKIT_LAUNCH": 1, "SLMKIT_PARENT": os.getpid(), "TORCHELASTIC_USE_AGENT_STORE": False}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = os.environ | {k: str(v) for k, v in said.items()} | {"PYTHONPATH": paths}
+    env = os.environ | {k: str(v) for k, v in said.items()} | {"PYTHONPATH": paths} | sparing(home)
     command = [sys.executable, "-m", "slmkit.ml.launch", str(home)]
     with log.open("w") as out:
         return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+
+
+def sparing(home: Path) -> dict[str, str]:
+    """Environment of the processes of the training in `home`. Weights that fsdp gathers and gives back a block at a time leave holes that glibc
+    neither fills nor returns, unless what is larger than this is mapped by itself: without it, sharing a model saves no memory on a CPU."""
+    shared = json.loads((home / "order.json").read_text(encoding="utf-8"))["execution"].get("sharding") == "fsdp"
+    return {k: os.environ.get(k, "1048576") for k in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")} if shared else {}
 
 
 def end(child: subprocess.Popen) -> None:

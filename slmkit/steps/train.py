@@ -15,11 +15,12 @@ import os
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from slmkit.steps import _estimate, _forecast, _tasks
+from slmkit.steps import _accelerate, _estimate, _forecast, _tasks
 from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Gkd, Grpo, Kto
-from slmkit.steps._step import Born, Context, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Context, Part, Result, Stands, StepConfig, StepExecution, Takes
 from slmkit.steps._teacher import Teacher, TeacherRef
 
 VERSION = 3
@@ -47,9 +48,9 @@ class Lora(Part):
     target: Literal["all-linear", "attention"] | list[Annotated[str, Field(min_length=1)]] = "all-linear"
     """Which linear layers of the decoder get an adapter: all (QLoRA's finding), those of attention, or a list of names such as `q_proj`
     and patterns such as `layers.*.mlp.*`."""
-    variant: Literal["lora", "rslora", "dora", "pissa", "olora", "eva"] = "lora"
+    variant: Literal["lora", "rslora", "dora", "pissa", "olora", "eva", "loftq"] = "lora"
     """How adapters are scaled or begin: rslora scales by alpha / sqrt(r); dora learns magnitudes apart; pissa and olora begin from the
-    weights, eva from the data."""
+    weights, eva from the data, loftq (for method qlora) from what the 4 bits lost."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = {}
     """Other ranks for some layers: `{layers.0.*: 32, "*.mlp.*": 8}`; a module name or a pattern."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=4096)]] = {}
@@ -149,6 +150,8 @@ class Config(StepConfig):
         if info.data.get("method") == "qlora" and isinstance(value, dict) and value.get("variant") in ("pissa", "olora"):
             what = f"`variant: {value['variant']}` takes part of the base into the adapter, which a 4-bit base cannot give exactly"
             raise ValueError(f"{what}; write `method: lora`")
+        if info.data.get("method") == "lora" and isinstance(value, dict) and value.get("variant") == "loftq":
+            raise ValueError("`variant: loftq` makes good what a 4-bit base lost, and this base is not quantized; write `method: qlora`")
         return {} if value is None and info.data.get("method") in ("lora", "qlora") else value
 
     @field_validator("dpo", "kto", "grpo", "gkd", mode="before")
@@ -254,6 +257,9 @@ class Execution(StepExecution):
     sharding: Literal["none", "fsdp"] = "none"
     """none: every process holds the whole model (DDP). fsdp: each holds a part of it (FSDP2), for models larger than one card; for
     objective sft with methods full and lora."""
+    accelerate: Annotated[SkipJsonSchema[_accelerate.Accelerated] | Annotated[str, Field(min_length=1)] | None, Stands(_accelerate.read)] = None
+    """An accelerate config, the file that `accelerate config` writes: it sets `processes` and `sharding`. Each of its keys is done here, or says
+    nothing of a training here, or is refused (docs/devices.md)."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -269,11 +275,13 @@ class Execution(StepExecution):
 
 
 def blocked(config: Config, execution: Execution) -> str | None:
-    """A key that is not set, and a tracker that is not installed, are known before anything runs."""
+    """A key that is not set, a tracker that is not installed, a training of several machines started on one, are known before anything runs."""
     import importlib.util
 
     if absent := [t for t in execution.trackers if importlib.util.find_spec(t) is None]:
         return f"the tracker {absent[0]} is not installed: pip install 'slmkit[{absent[0]}]'"
+    if isinstance(execution.accelerate, _accelerate.Accelerated) and (why := _accelerate.apart(execution.accelerate)):
+        return why
     asked = [r.judge.teacher for r in (config.grpo.rewards if config.grpo else ()) if r.judge]
     for teacher in [*asked, *([config.teacher] if isinstance(config.teacher, Teacher) else [])]:
         if teacher.api_key_env and not os.environ.get(teacher.api_key_env):

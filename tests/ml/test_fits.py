@@ -1,5 +1,7 @@
 """Memory: the estimate is of what is measured, auto chooses what fits, and what does not fit says what would."""
 
+from dataclasses import replace
+
 import pytest
 
 from slmkit.errors import CannotRun
@@ -17,7 +19,39 @@ def test_more_of_anything_takes_more_and_recomputing_takes_less():
         assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] > peak, change
     for change in ({"recompute": True}, {"width": 2}, {"micro": 1}, {"gpu": True}):
         assert _memory.parts(SHAPE, _memory.Load(**vars(load) | change))["peak"] < peak, change
+    fused = replace(load, fused=True)
+    copies = _memory.parts(SHAPE, replace(fused, heads=2))["peak"] - _memory.parts(SHAPE, fused)["peak"]
+    assert copies == pytest.approx(2 * 4 * SHAPE.vocabulary * SHAPE.hidden, abs=2)
     assert _memory.parts(SHAPE, load)["peak"] >= sum(v for k, v in _memory.parts(SHAPE, load).items() if k != "peak")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_shared_is_divided(method):
+    """Weights, gradients and moments by the processes; all together take more than one, each less; the first makes the model anew to save it."""
+    alone = _memory.Load(method, 0 if method == "full" else 16, 4, 1, 256, 200)
+    one = _memory.parts(SHAPE, alone)
+    two = _memory.parts(SHAPE, replace(alone, processes=2, shares=2))
+    for part in ("weights", "optimizer", "adapters"):
+        assert two[part] == pytest.approx(one[part] / 2, abs=2), part
+    assert two["gathered"] > 0 and two["others"] < one["peak"] < two["all"] == two["peak"] + two["others"]
+    at_once = two["libraries"] + sum(two[p] for p in ("weights", "optimizer", "adapters", "activations", "logits", "gathered"))
+    assert two["saving"] > 0 and two["peak"] == pytest.approx(at_once + two["saving"], abs=9) and two["others"] >= at_once
+    whole = _memory.parts(SHAPE, replace(alone, processes=2))
+    assert whole["peak"] == whole["others"] == one["peak"] and _memory.needed(SHAPE, replace(alone, processes=2)) == 2 * one["peak"]
+    shared = _memory.parts(SHAPE, replace(alone, processes=2, shares=2, gpu=True))
+    assert "saving" not in shared and "all" not in shared  # the first process gathers on its CPU; each GPU is a process's own
+    assert shared["peak"] < _memory.parts(SHAPE, replace(alone, gpu=True))["peak"]
+
+
+def test_the_plan_says_what_each_process_takes(cli):
+    rows = '{"prompt": "a", "completion": "b"}\n' * 4
+    (cli.folder / "rows.jsonl").write_text(rows)
+    step = "{kind: train, data: rows.jsonl, method: full, batch_size: 4, execution: {processes: 2, sharding: %s, device: cpu}}"
+    said = {"fsdp": "1.2 GB in all, 0.58 GB in the first process and 0.57 GB in the other", "none": "1.3 GB in all, 0.66 GB in each of 2 processes"}
+    for sharding, words in said.items():
+        (cli.folder / "r.yaml").write_text(f"recipe: r\nbase: demo:student\nsteps:\n  t: {step % sharding}\n")
+        done = cli("plan", "r.yaml")
+        assert words in done.stdout, done.stdout
 
 
 def test_the_advice_fits():

@@ -9,16 +9,23 @@ import pytest
 from safetensors.torch import load_file
 
 from slmkit.errors import RecipeError, StepFailed
+from slmkit.recipe.load import load
 from tests.ml.test_train import run
 
 SMALL = {"method": "lora", "max_steps": 4, "batch_size": 4, "learning_rate": 1e-3}
 
 
 def test_two_processes_are_one(tmp_path, tiny, rows_file):
-    """The same global batches, the same loss and the same weights, to rounding; 120 rows in batches of 7 leave a short last one."""
+    """The same global batches, the same loss and the same weights, to rounding; 120 rows in batches of 7 leave a short last one.
+    The two are asked for by an accelerate config."""
+    (tmp_path / "acc.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: 'no'\n")
+    (tmp_path / "r.yaml").write_text(f"recipe: r\nbase: {tiny}\nsteps:\n  sft: {{kind: train, data: {rows_file}, precision: fp32, "
+                                     "execution: {accelerate: acc.yaml, micro_batch: 7}}\n")  # fmt: skip
+    asked = dict(load(tmp_path / "r.yaml").steps["sft"].execution) | {"allow": ["leaks"]}
     more = {"method": "lora", "batch_size": 14, "max_steps": None, "epochs": 1, "learning_rate": 1e-3}
     one, a = run(tmp_path / "1", tiny, rows_file, rows_file, execution={"micro_batch": 7}, **more)
-    two, b = run(tmp_path / "2", tiny, rows_file, rows_file, execution={"processes": 2, "micro_batch": 7}, **more)
+    two, b = run(tmp_path / "2", tiny, rows_file, rows_file, execution=asked, **more)
+    assert [(e["file"], e["processes"]) for e in two.events if e["event"] == "accelerate"] == [("acc.yaml", 2)]
     assert a.values["steps"] == b.values["steps"] == 9
     for key in ("first_loss", "train_loss", "validation_loss"):
         assert a.values[key] == pytest.approx(b.values[key], abs=1e-4)

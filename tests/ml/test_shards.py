@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from slmkit.errors import RecipeError, StepFailed
 from slmkit.ml import shards
+from slmkit.steps import _world
 from tests.ml.test_train import run
 
 SHARED = {"processes": 2, "sharding": "fsdp", "micro_batch": 4}
@@ -31,6 +32,8 @@ def test_shared_is_whole(tmp_path, tiny, rows_file, method):
     assert {p.name for p in one.out.iterdir()} == {p.name for p in two.out.iterdir()}
     assert method == "lora" or json.loads((two.out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert a.values["trainable_parameters"] == b.values["trainable_parameters"]
+    alone, each = (next(e for e in d.events if e["event"] == "memory") for d in (one, two))
+    assert each["optimizer"] == pytest.approx(alone["optimizer"] / 2, abs=2) and each["all"] == each["peak"] + each["others"]
 
 
 def test_shared_goes_on_from_its_checkpoint(tmp_path, tiny, rows_file):
@@ -52,6 +55,15 @@ def test_shared_goes_on_from_its_checkpoint(tmp_path, tiny, rows_file):
 def test_what_cannot_be_shared_is_refused(tmp_path, tiny, rows_file, execution, more, what):
     with pytest.raises(RecipeError, match=what):
         run(tmp_path, tiny, rows_file, execution={"sharding": "fsdp"} | execution, **more)
+
+
+def test_processes_that_share_give_memory_back(tmp_path, monkeypatch):
+    """On a CPU, glibc would keep the holes that gathered weights leave (docs/devices.md); what the user's environment says wins."""
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "77")
+    for sharding, said in (("none", {}), ("fsdp", {"MALLOC_MMAP_THRESHOLD_": "77", "MALLOC_TRIM_THRESHOLD_": "1048576"})):
+        (tmp_path / "order.json").write_text(json.dumps({"execution": {"sharding": sharding}}))
+        assert _world.sparing(tmp_path) == said
 
 
 def test_a_model_that_is_not_shared_is_noticed():
