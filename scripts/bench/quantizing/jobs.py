@@ -4,7 +4,8 @@
     python jobs.py llmcompressor MODEL ROWS BITS GROUP OUT
     python jobs.py nats FOLDER ROWS              # what transformers in that environment makes of a folder, nats a token on the held-out rows
 
-ROWS is the file that `make.py rows` writes. Same bits, groups, order of columns and damping as slmkit is given.
+ROWS is the file that `make.py rows` writes. Same bits, groups and damping as slmkit is given, and the most active columns first.
+In llm-compressor 0.14 groups stay those of neighbouring columns (its `weight`); "actorder='group' has been removed".
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def llmcompressor(model: str, rows: str, bits: str, group: str, out: str) -> Non
 
     ids = _calibration(rows)
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
-    weights = {"num_bits": int(bits), "type": "int", "symmetric": True, "strategy": "group", "group_size": int(group), "actorder": "group"}
+    weights = {"num_bits": int(bits), "type": "int", "symmetric": True, "strategy": "group", "group_size": int(group), "actorder": "weight"}
     recipe = GPTQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"], dampening_frac=DAMPING)
     longest = max(map(len, ids))
     oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=longest, num_calibration_samples=len(ids), shuffle_calibration_samples=False,
