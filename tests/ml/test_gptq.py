@@ -158,6 +158,15 @@ def test_a_folder_reads_back_as_what_was_measured(tmp_path, tiny, rows_file, con
     assert result.values["quantized_parameters"] == sum(read.state_dict()[f"{n}.weight"].numel() for n in layers)
 
 
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_damping_is_said_where_there_is_one(tmp_path, tiny, rows_file, method):
+    """auto-gptq, gptqmodel and transformers refuse a `damp_percent` outside of 0 to 1, 0 too, and take a folder that has none."""
+    driver, _ = run(tmp_path, tiny, rows_file, group_size=32, method=method)
+    config, alone = (json.loads((driver.out / name).read_text()) for name in ("config.json", "quantize_config.json"))
+    for said in (config["quantization_config"], alone):
+        assert said.get("damp_percent") == (0.01 if method == "gptq" else None)
+
+
 def test_the_folder_is_one_that_others_read(tmp_path, tiny, rows_file):
     driver, result = run(tmp_path, tiny, rows_file, group_size=32)
     config = json.loads((driver.out / "config.json").read_text())
