@@ -85,18 +85,31 @@ def _quantized(codes: torch.Tensor, scales: list, zeros: list, g_idx: torch.Tens
     return Quantized(codes.to(torch.uint8), torch.stack(scales).half(), torch.stack(zeros).to(torch.int32), g_idx)
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, *, damping: float, act_order: bool) -> Quantized:
-    """Quantize `weight` [out, in] for inputs whose second moment is `hessian` [in, in]."""
-    work, moment = weight.float().clone(), hessian.float().clone()
-    inputs = work.shape[1]
+@dataclass(frozen=True)
+class Factor:
+    """What rounding needs of a Hessian, the same for all layers that share an input: columns in the order they are rounded in, those whose input
+    is always 0, and the upper Cholesky factor of the inverse, in that order."""
+
+    order: torch.Tensor
+    dead: torch.Tensor
+    inverse: torch.Tensor
+
+
+def factor(hessian: torch.Tensor, *, damping: float, act_order: bool) -> Factor:
+    moment = hessian.float().clone()
     dead = moment.diagonal() == 0
     moment.diagonal()[dead] = 1
-    work[:, dead] = 0
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(inputs, device=work.device)
-    work, moment = work[:, order], moment[order][:, order]
-    codes, scales, zeros = _sweep(work, _inverse(moment, damping), grid)
-    back = torch.argsort(order)
-    g_idx = (torch.arange(inputs, device=work.device, dtype=torch.int32) // grid.width(inputs))[back]
+    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(moment), device=moment.device)
+    return Factor(order, dead, _inverse(moment[order][:, order], damping))
+
+
+def gptq(weight: torch.Tensor, of: Factor, grid: Grid) -> Quantized:
+    """Quantize `weight` [out, in] for inputs whose second moment [in, in] has this factor."""
+    work = weight.float().clone()
+    work[:, of.dead] = 0
+    codes, scales, zeros = _sweep(work[:, of.order], of.inverse, grid)
+    back = torch.argsort(of.order)
+    g_idx = (torch.arange(work.shape[1], device=work.device, dtype=torch.int32) // grid.width(work.shape[1]))[back]
     return _quantized(codes[:, back], scales, zeros, g_idx)
 
 

@@ -24,7 +24,7 @@ from slmkit.steps._fidelity import Fidelity, unmet  # noqa: F401 (a hook of the 
 from slmkit.steps._fields import DataRef, Device, Ref, Seed
 from slmkit.steps._step import Born, Context, How, Result, StepConfig, StepExecution, Takes
 
-VERSION = 2
+VERSION = 3
 TAKES = {
     "model": Takes("model"), "calibration": Takes("dataset", optional=True),
     "probes": Takes("dataset", many=True, optional=True, witness=True, of="data"),

@@ -28,13 +28,17 @@ def weight(out=96, n=64, seed=1):
     return torch.randn(out, n, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
+def factor(x, act_order=False):
+    return gptq.factor(x.T @ x / len(x), damping=0.01, act_order=act_order)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [32, -1])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("act_order", [True, False])
 def test_packing_is_exact(bits, group, symmetric, act_order):
     grid, x = Grid(bits, group, symmetric), inputs()
-    layer = gptq.gptq(weight(), x.T @ x / len(x), grid, damping=0.01, act_order=act_order)
+    layer = gptq.gptq(weight(), factor(x, act_order), grid)
     parts = gptq_format.tensors(layer, bits)
     groups = 1 if group == -1 else 64 // group
     assert parts["qweight"].shape == (64 * bits // 32, 96) and parts["qweight"].dtype == torch.int32
@@ -62,7 +66,7 @@ def test_the_layout_is_autogptqs(bits):
 def test_gptq_beats_rounding_on_correlated_inputs(bits, act_order):
     w, x, grid = weight(), inputs(), Grid(bits, 32, True)
     h = x.T @ x / len(x)
-    ours = gptq.relative_error(w, gptq.gptq(w, h, grid, damping=0.01, act_order=act_order).dense(), h)
+    ours = gptq.relative_error(w, gptq.gptq(w, factor(x, act_order), grid).dense(), h)
     rounded = gptq.relative_error(w, gptq.rtn(w, grid).dense(), h)
     assert ours < 0.6 * rounded
 
@@ -78,18 +82,17 @@ def test_groups_wider_and_narrower_than_a_block_agree_with_no_blocks(monkeypatch
     """Block size is bookkeeping: it must not change the result beyond rounding of sums."""
     w, x = weight(n=256), inputs(256)
     for group in (32, 128, 256):
-        h = x.T @ x / len(x)
         got = []
         for block in (32, 96, 256):
             monkeypatch.setattr(gptq, "BLOCK", block)
-            got.append(gptq.gptq(w, h, Grid(4, group, True), damping=0.01, act_order=False).dense())
+            got.append(gptq.gptq(w, factor(x), Grid(4, group, True)).dense())
         for other in got[1:]:
             assert (other != got[0]).float().mean() < 0.02
 
 
 def test_uncorrelated_inputs_leave_nothing_to_make_up_for():
     w = weight()
-    layer = gptq.gptq(w, torch.eye(64), Grid(4, -1, True), damping=0.01, act_order=False)
+    layer = gptq.gptq(w, gptq.factor(torch.eye(64), damping=0.01, act_order=False), Grid(4, -1, True))
     assert torch.equal(layer.dense(), gptq.rtn(w, Grid(4, -1, True)).dense())
 
 
@@ -113,7 +116,7 @@ def test_dead_inputs_and_zero_weights_are_no_trouble():
     x, w = inputs(), weight()
     x[:, :8] = 0
     w[3] = 0
-    layer = gptq.gptq(w, x.T @ x / len(x), Grid(4, 32, True), damping=0.01, act_order=True)
+    layer = gptq.gptq(w, factor(x, True), Grid(4, 32, True))
     assert torch.isfinite(layer.dense()).all() and (layer.dense()[3] == 0).all()
 
 
@@ -153,6 +156,15 @@ def test_a_folder_reads_back_as_what_was_measured(tmp_path, tiny, rows_file, con
         assert torch.equal(read.state_dict()[f"{name}.weight"], gptq_format.layer(parts, config.get("bits", 4)).dense()), name
     assert result.values["layers"] == len(layers) == 14
     assert result.values["quantized_parameters"] == sum(read.state_dict()[f"{n}.weight"].numel() for n in layers)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_damping_is_said_where_there_is_one(tmp_path, tiny, rows_file, method):
+    """auto-gptq, gptqmodel and transformers refuse a `damp_percent` outside of 0 to 1, 0 too, and take a folder that has none."""
+    driver, _ = run(tmp_path, tiny, rows_file, group_size=32, method=method)
+    config, alone = (json.loads((driver.out / name).read_text()) for name in ("config.json", "quantize_config.json"))
+    for said in (config["quantization_config"], alone):
+        assert said.get("damp_percent") == (0.01 if method == "gptq" else None)
 
 
 def test_the_folder_is_one_that_others_read(tmp_path, tiny, rows_file):
@@ -211,6 +223,29 @@ def test_later_layers_see_the_quantized_ones_before_them(tiny):
     kept, wiped = moments(tiny, rows)[0], moments(tiny, rows, ("v_proj",))[0]
     assert torch.equal(kept["0.self_attn.q_proj"], wiped["0.self_attn.q_proj"])
     assert wiped["0.self_attn.o_proj"].abs().max() == 0 and not torch.allclose(kept["1.self_attn.q_proj"], wiped["1.self_attn.q_proj"])
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_hessian_is_of_every_call_and_goes_no_further_than_to_it(tiny, monkeypatch, twice):
+    """Against whole passes. twice: one layer in two places, which must not end a pass at the first of them."""
+    monkeypatch.setattr(blocks, "BATCH", 1)
+    opened = blocks.Blocks(tiny, CPU, torch.float32, torch.float32)
+    batches = opened.enter([[5, 6, 7, 8, 9], [10, 11, 12], [13, 14]])
+    with opened.block(0):
+        block = opened.list[0]
+        if twice:
+            block.self_attn.q_proj = block.self_attn.o_proj
+        seen, ends = [], []
+        hook = block.self_attn.o_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0].flatten(0, -2)))
+        for batch in batches:
+            opened.run(0, batch)
+        hook.remove()
+        block.mlp.down_proj.register_forward_pre_hook(lambda *_: ends.append(1))
+        found = blocks.hessian(opened, 0, next(n for n, m in opened.linear(0).items() if m is block.self_attn.o_proj), batches)
+        assert not block.self_attn.o_proj._forward_pre_hooks
+    x = torch.cat(seen)
+    assert len(x) == (20 if twice else 10) and len(ends) == (3 if twice else 1)
+    assert torch.allclose(found, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])

@@ -72,12 +72,12 @@ def in_memory(model: str, way: str, calibration: list[list[int]], group: int) ->
     for i in range(len(opened.list)):
         with opened.block(i):
             for names in walking.groups(opened, i, batches[0]):
-                moment = walking.hessian(opened, i, names[0], batches)
+                factor = gptq.factor(walking.hessian(opened, i, names[0], batches), damping=0.01, act_order=True)
                 for name in names:
                     module = opened.linear(i)[name]
                     weight = module.weight.data
                     grid = Grid(int(bits), group if group == -1 or weight.shape[1] % group == 0 else -1, True)
-                    made = gptq.gptq(weight, moment, grid, damping=0.01, act_order=True) if kind == "gptq" else gptq.rtn(weight, grid)
+                    made = gptq.gptq(weight, factor, grid) if kind == "gptq" else gptq.rtn(weight, grid)
                     module.weight.data = made.dense()
                     dense.get_submodule(name).weight.data = made.dense()
             for batch in batches:

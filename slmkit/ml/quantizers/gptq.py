@@ -45,7 +45,8 @@ def quantize(ctx: Context, config: Any, given: Given, where: torch.device, rows:
                 packed.keep(kept, *_block(opened, i, calibration, config))
             for way in WAYS:
                 _put(opened, i, kept, way, config.bits, errors[way])
-                for stream in (*([calibration] if way == "gptq" else ()), streams.get(way, [])):
+                follows = [calibration] if way == "gptq" and i + 1 < len(opened.list) else []  # the last block calibrates none after it
+                for stream in (*follows, streams.get(way, [])):
                     _through(opened, i, stream)
         ctx.log("block", number=i, relative_error={n: errors["gptq"][n] for n in opened.linear(i)})
         ctx.progress(i + 1, len(opened.list), "blocks")
@@ -78,10 +79,11 @@ def _block(opened: Blocks, i: int, calibration: list[Batch], config: Any) -> tup
     grid = packed.grid(config)
     for group in walking.groups(opened, i, calibration[0]):
         moment = walking.hessian(opened, i, group[0], calibration)
+        factor = gptq.factor(moment, damping=config.damping, act_order=config.act_order)
         for name in group:
             module = opened.linear(i)[name]
             weight = module.weight.data
-            layers = {"gptq": gptq.gptq(weight, moment, grid, damping=config.damping, act_order=config.act_order), "rtn": gptq.rtn(weight, grid)}
+            layers = {"gptq": gptq.gptq(weight, factor, grid), "rtn": gptq.rtn(weight, grid)}
             for way, layer in layers.items():
                 errors[way][name] = gptq.relative_error(weight, layer.dense(), moment)
                 tensors |= {f"{way}/{name}.{part}": v for part, v in gptq_format.tensors(layer, grid.bits).items()}

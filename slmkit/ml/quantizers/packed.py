@@ -73,7 +73,7 @@ def save(ctx: Context, blocks: Blocks, tensors: dict[str, Stored], config: Any, 
     """Write the folder. tensors: the packed parts of every layer."""
     layers = {name.rpartition(".")[0] for name in tensors}
     rest = {name: blocks.stored_as(name) for name in blocks.names if name.removesuffix(".weight") not in layers}
-    extra = {"desc_act": act_order, "damp_percent": config.damping or 0.0}
+    extra = {"desc_act": act_order} | ({"damp_percent": config.damping} if config.damping else {})  # no reader takes a damping of 0
     gptq_format.save(rest | tensors, grid(config), ctx.out, blocks.folder, blocks.stored, extra)
 
 
