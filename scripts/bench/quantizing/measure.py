@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from slmkit.data import read, rows
@@ -63,6 +64,44 @@ class Dense:
         return batch * TOKENS / (time.process_time() - started)
 
 
+def together(llama, prompt: list[int], count: int) -> float:
+    """Tokens a CPU-second of so many equal requests that llama.cpp decodes greedily at once, one thread."""
+    lib, run = llama.lib, llama.lib.llama_context_default_params()
+    run.n_ctx, run.n_batch, run.n_ubatch, run.n_seq_max = count * (len(prompt) + TOKENS + 32), count * len(prompt), count * len(prompt), count
+    run.n_threads = run.n_threads_batch = 1
+    context, batch = lib.llama_init_from_model(llama.model, run), lib.llama_batch_init(count * len(prompt), 0, 1)
+
+    def step(rows: list[list[int]], at: int) -> list[int]:
+        batch.n_tokens, asked = 0, []
+        for request, ids in enumerate(rows):
+            for k, token in enumerate(ids):
+                i = batch.n_tokens
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, at + k, 1, k == len(ids) - 1
+                batch.seq_id[i][0] = request
+                batch.n_tokens += 1
+            asked.append(batch.n_tokens - 1)
+        assert lib.llama_decode(context, batch) == 0, "llama.cpp could not decode"
+        return [int(np.ctypeslib.as_array(lib.llama_get_logits_ith(context, i), (llama.size,)).argmax()) for i in asked]
+
+    def write(most: int) -> list[list[int]]:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        rows = [[token] for token in step([prompt] * count, 0)]
+        for at in range(len(prompt), len(prompt) + most - 1):
+            for row, token in zip(rows, step([r[-1:] for r in rows], at), strict=True):
+                row.append(token)
+        return rows
+
+    write(4)
+    started = time.process_time()
+    rows = write(TOKENS)
+    took = time.process_time() - started
+    alone = llama.greedy([prompt], TOKENS, frozenset())[0]
+    assert all(row == alone[:TOKENS] for row in rows), "decoded together, requests answer otherwise than alone"
+    lib.llama_batch_free(batch)
+    lib.llama_free(context)
+    return count * TOKENS / took
+
+
 def in_memory(model: str, way: str, calibration: list[list[int]], group: int) -> torch.nn.Module:
     """gptq* and rtn*: the same algebra as the step's, put back into a dense model."""
     kind, _, bits = way.partition("*-")
@@ -91,11 +130,8 @@ def measure(model: str, place: str, way: str, held_out: str, calibration: str, s
     if way.startswith("gguf"):
         from slmkit.ml.export.llama import Llama
 
-        runtime, speeds = Llama(next(Path(place).glob("*.gguf")), LENGTH + TOKENS, 1), {}
-        prompt = examples[0].input_ids[:32]
-        started = time.process_time()
-        runtime.greedy([prompt], TOKENS, frozenset())
-        speeds["tok/s at 1"] = TOKENS / (time.process_time() - started)
+        runtime = Llama(next(Path(place).glob("*.gguf")), LENGTH + TOKENS, 1)
+        speeds = {"tok/s at 1": together(runtime, examples[0].input_ids[:32], 1), "at 8": together(runtime, examples[0].input_ids[:32], 8)}
     else:
         if "*" in way:
             loaded = in_memory(model, way, [e.input_ids for e in encoded(model, calibration, int(samples), "all")], int(group))
