@@ -54,7 +54,7 @@ def wanted(execution: Any) -> int:
     if isinstance(told, str):
         raise UsageError(f"execution.accelerate: {told} was not read", mend="load the recipe by slmkit.recipe.load, which reads it")
     if leader and told:
-        if told.processes not in (0, leader.me.size):
+        if told.processes != leader.me.size:
             what = f"{told.file} says num_processes: {told.processes}, and torchrun or srun started {leader.me.size}"
             raise UsageError(what, mend="start as many as it says, or change it")
         return leader.me.size

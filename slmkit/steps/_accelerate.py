@@ -16,7 +16,7 @@ from slmkit.steps._step import Part
 
 
 class Accelerated(Part):
-    """What a file came to. processes: of all machines, 0 where it does not say. unread: its keys that say nothing of a training here."""
+    """What a file came to. processes: of all machines. unread: its keys that say nothing of a training here."""
 
     file: str
     sha256: str
@@ -48,8 +48,7 @@ SAYS_NOTHING: dict[str, tuple] = {
 """Key → the values at which it asks for nothing. Any other asks for something that is not done here."""
 MENDS = {
     "compute_environment": "start slmkit on the machine itself", "gpu_ids": "write `all`, and choose GPUs by CUDA_VISIBLE_DEVICES",
-    "deepspeed_config": "name DeepSpeed's own file (`accelerate: zero3.json`), or use `distributed_type: FSDP` with `fsdp_version: 2`, "
-                        "which shares as ZeRO-3 does",
+    "deepspeed_config": "use `distributed_type: FSDP` with `fsdp_version: 2`, which shares weights, gradients and moments as ZeRO-3 does",
     "fp16": "write `precision: bf16` or `fp32` in the step", "debug": "remove it: the processes' shares are checked against one another anyway",
 }
 MEETING = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend", "same_network")
@@ -70,12 +69,17 @@ FSDP: dict[str, tuple[tuple, str]] = {
 """Key of fsdp_config → the values that are done here, and the mend for any other."""
 BLOCKS_NAME = "fsdp_transformer_layer_cls_to_wrap"  # says nothing: the decoder's blocks are found in the model, whatever their class is called
 FSDP1 = ("fsdp_sharding_strategy", "fsdp_backward_prefetch", "fsdp_forward_prefetch", "fsdp_sync_module_states", "fsdp_use_orig_params")
+DEEPSPEED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
 
 
 def read(said: Any, file: str, sha256: str, step: dict, execution: dict) -> tuple[dict, list[Fault]]:
     """What a file says → (keys of `execution`, faults). step, execution: what the recipe says beside it, not validated yet."""
     if not isinstance(said, dict):
         return {}, [Fault((), "an accelerate config is a mapping of keys", "`accelerate config --config_file FILE` writes one")]
+    if DEEPSPEED & said.keys() and "distributed_type" not in said:
+        what = "this is a DeepSpeed config, and DeepSpeed is not run here"
+        mend = "`sharding: fsdp` shares weights, gradients and moments as ZeRO-3 does"
+        return {}, [Fault((next(k for k in said if k in DEEPSPEED),), what, mend)]
     faults, unread = _keys(said)
     kind = said.get("distributed_type")
     if not isinstance(kind, str) or kind not in KINDS:

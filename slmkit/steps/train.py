@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from slmkit.steps import _accelerate, _deepspeed, _estimate, _forecast, _tasks
+from slmkit.steps import _accelerate, _estimate, _forecast, _tasks
 from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Gkd, Grpo, Kto
 from slmkit.steps._step import Born, Context, Part, Result, Stands, StepConfig, StepExecution, Takes
@@ -257,9 +257,9 @@ class Execution(StepExecution):
     sharding: Literal["none", "fsdp"] = "none"
     """none: every process holds the whole model (DDP). fsdp: each holds a part of it (FSDP2), for models larger than one card; for
     objective sft with methods full and lora."""
-    accelerate: Annotated[SkipJsonSchema[_accelerate.Accelerated] | Annotated[str, Field(min_length=1)] | None, Stands(_deepspeed.read)] = None
-    """An accelerate config, the file that `accelerate config` writes: it sets `processes` and `sharding`; or a DeepSpeed config: it sets `sharding`.
-    Each of its keys is done here, or says nothing of a training here, or is refused (docs/devices.md)."""
+    accelerate: Annotated[SkipJsonSchema[_accelerate.Accelerated] | Annotated[str, Field(min_length=1)] | None, Stands(_accelerate.read)] = None
+    """An accelerate config, the file that `accelerate config` writes: it sets `processes` and `sharding`. Each of its keys is done here, or says
+    nothing of a training here, or is refused (docs/devices.md)."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -75,7 +75,7 @@ WRONG = {
     "FSDP left out": (CPU | {"fsdp_config": SHARED}, "`fsdp_config` is not read with", "distributed_type: FSDP", "fsdp_config:"),
     "a list": ("- a\n", "is a mapping of keys", "accelerate config", None),
     "no YAML": ("distributed_type: [NO\n", "opened here and not closed", "close the bracket", "distributed_type:"),
-    "a DeepSpeed config": ('{"zero_optimization": {\n\t"stage": 2}}', "ZeRO shares a model among processes", "processes: 2", '"stage"'),
+    "a DeepSpeed config": ('{"zero_optimization": {\n\t"stage": 2}}', "this is a DeepSpeed config", "sharding: fsdp", "{"),
 }  # fmt: skip
 
 
