@@ -10,77 +10,14 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from slmkit.steps import _deepspeed_keys as names
 from slmkit.steps import _world
 from slmkit.steps._step import Fault
-
-AUTO = "auto"
-NONE = (None, {}, [], "", AUTO)
-OFF = (None, False, AUTO)
-DEFAULTS = {
-    "batch_size": 16, "max_grad_norm": 1.0, "precision": "auto", "learning_rate": 2e-4, "weight_decay": 0.0, "schedule": "cosine", "method": "qlora",
-    "objective": "sft",
-}  # fmt: skip
-"""What a step says that leaves a key out (the recipe is not validated yet when its file is read)."""
-SAYS_IT = "it changes what comes out, so it is the recipe's to say"
-
-BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-READ = (*BATCH, "zero_optimization", "gradient_clipping", "bf16", "fp16", "optimizer", "scheduler")
-QUIET = (
-    "steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "prescale_gradients", "gradient_predivide_factor",
-    "fp32_allreduce", "disable_allgather", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "checkpoint",
-)  # fmt: skip
-"""Logging, and how DeepSpeed communicates, loads and saves: nothing of the training, whatever the value."""
-ENABLED = (
-    "amp", "torch_autocast", "flops_profiler", "comms_logger", "tensorboard", "wandb", "comet", "csv_monitor", "elasticity", "autotuning",
-    "curriculum_learning", "data_efficiency", "hybrid_engine", "progressive_layer_drop", "eigenvalue", "quantize_training", "nebula",
-)  # fmt: skip
-"""Blocks that ask for nothing while they are not `enabled`."""
-ASKS: dict[str, tuple] = {
-    "sparse_gradients": OFF, "sparse_attention": NONE, "compression_training": NONE, "communication_data_type": (None, AUTO, "fp32"),
-    "dataloader_drop_last": OFF, "data_types": (*NONE, *({"grad_accum_dtype": w} for w in (None, AUTO, "fp32"))),
-    "tensor_parallel": (*NONE, {"autotp_size": 0}, {"autotp_size": 1}),
-}  # fmt: skip
-"""Key → the values at which it asks for nothing."""
-MENDS = {
-    "activation_checkpointing": "write `gradient_checkpointing: true` in execution", "torch_autocast": "write `precision: bf16` in the step",
-    "amp": "write `precision: bf16` in the step", "sparse_gradients": "gradients are whole: remove it",
-} | dict.fromkeys(("tensorboard", "wandb"), "write `trackers` in execution")  # fmt: skip
-
-ZERO_QUIET = (
-    "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce", "allgather_partitions",
-    "allgather_bucket_size", "overlap_comm", "load_from_fp32_weights", "sub_group_size", "ignore_unused_parameters", "round_robin_gradients",
-    "memory_efficient_linear", "override_module_apply", "pipeline_loading_checkpoint", "elastic_checkpoint", "legacy_stage1",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
-    "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save",
-    "stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "cpu_offload_use_pin_memory",
-)  # fmt: skip
-ZERO_ASKS = {
-    "zero_hpz_partition_size": (1, AUTO), "zero_quantized_weights": OFF, "zero_quantized_nontrainable_weights": OFF, "zero_quantized_gradients": OFF,
-    "zeropp_loco_param": NONE, "mics_shard_size": (-1, AUTO), "mics_hierarchical_params_gather": OFF, "cpu_offload": OFF, "cpu_offload_param": OFF,
-}  # fmt: skip
-OFFLOAD = ("offload_optimizer", "offload_param")
-STAYS = "weights and moments stay on their device: write none"
-FP16 = ("auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "consecutive_hysteresis", "min_loss_scale",
-        "fp16_master_weights_and_grads")  # fmt: skip
-BF16 = ("immediate_grad_update", "check_grad_overflow")
-
-ADAM = {"betas": (AUTO, [0.9, 0.999]), "eps": (AUTO, 1e-8), "adam_w_mode": (True,), "torch_adam": (True, False)}
-WARMUP = {"warmup_min_lr": (AUTO, 0), "warmup_num_steps": (AUTO,), "total_num_steps": (AUTO,), "warmup_type": (AUTO, "linear")}
-CHOSEN: dict[str, tuple[dict, dict, dict]] = {
-    "optimizer": ({"Adam": None, "AdamW": None}, {"lr": "learning_rate", "weight_decay": "weight_decay"}, ADAM),
-    "scheduler": ({"WarmupLR": "constant", "WarmupDecayLR": "linear"}, {"warmup_max_lr": "learning_rate"}, WARMUP),
-}
-"""Block → (its types and the schedule that each is, its params that the recipe says, its other params and what is done of them)."""
-
-ACCELERATE_QUIET = ("zero3_init_flag", "zero3_save_16bit_model", "deepspeed_multinode_launcher", "deepspeed_moe_layer_cls_names")
-ACCELERATE_ASKS = {k: (*NONE, "none") for k in (
-    "offload_optimizer_device", "offload_param_device", "offload_optimizer_nvme_path", "offload_param_nvme_path", "deepspeed_hostfile",
-    "deepspeed_exclusion_filter", "deepspeed_inclusion_filter")}  # fmt: skip
 
 
 def is_one(said: dict) -> bool:
     """Is this a DeepSpeed config, and no accelerate config?"""
-    return "distributed_type" not in said and bool({*READ, "steps_per_print"} - {"fp16"} & said.keys())
+    return "distributed_type" not in said and bool({*names.READ, "steps_per_print"} - {"fp16"} & said.keys())
 
 
 class _Reading:
@@ -109,17 +46,17 @@ class _Reading:
         return value if isinstance(value, dict) else {}
 
     def recipe(self, field: str) -> Any:
-        return self.step.get(field, DEFAULTS[field])
+        return self.step.get(field, names.DEFAULTS[field])
 
     def held(self, where: tuple, value: Any, field: str) -> None:
         """A number that must be the recipe's own."""
-        if value == AUTO:
+        if value == names.AUTO:
             return self.quiet(where)
         ours = self.recipe(field)
         if type(value) not in (int, float):
             self.fault(where, f'`{where[-1]}` must be a number or "auto", not {value}')
         elif type(ours) in (int, float) and value != ours:
-            mend = f'write `{field}: {value:g}` in the step: {SAYS_IT}; or "auto" here'
+            mend = f'write `{field}: {value:g}` in the step: {names.SAYS_IT}; or "auto" here'
             self.fault(where, f"`{where[-1]}: {value:g}`, and the step's {field} is {ours:g}", mend)
 
     def stage(self, where: tuple, value: Any) -> str:
@@ -144,25 +81,25 @@ class _Reading:
             elif key != "enabled":
                 self.faults.append(unknown((*where, key), ("enabled", *quiet)))
         on = block.get("enabled", False)
-        if on == AUTO or (name == "fp16" and on is False):
+        if on == names.AUTO or (name == "fp16" and on is False):
             self.quiet((*where, "enabled"))
         elif type(on) is not bool:
             self.fault((*where, "enabled"), f'`enabled` is true, false or "auto", not {on}')
         elif name == "fp16":
             self.fault((*where, "enabled"), "fp16 is not done here", "write false here, and `precision: bf16` or `fp32` in the step")
         elif (ours := self.recipe("precision")) != (wanted := "bf16" if on else "fp32"):
-            mend = f'write `precision: {wanted}` in the step: {SAYS_IT}; or "auto" here'
+            mend = f'write `precision: {wanted}` in the step: {names.SAYS_IT}; or "auto" here'
             self.fault((*where, "enabled"), f"`bf16` is {'on' if on else 'off'}, and the step's precision is {ours}", mend)
 
     def chosen(self, where: tuple, value: Any) -> None:
         """An `optimizer` or `scheduler` block."""
-        (types, ours, done), block, name = CHOSEN[where[-1]], self.block(where, value), where[-1]
+        (types, ours, done), block, name = names.CHOSEN[where[-1]], self.block(where, value), where[-1]
         kind = block.get("type")
         if not isinstance(kind, str) or kind not in types:
             mend = f"write {' or '.join(types)}, or remove `{name}`: the recipe says it"
             self.fault((*where, "type"), f"the {name} `{kind}` is not done here", mend)
         elif types[kind] not in (None, self.recipe("schedule")):
-            mend = f"write `schedule: {types[kind]}` in the step: {SAYS_IT}; or remove `scheduler` here"
+            mend = f"write `schedule: {types[kind]}` in the step: {names.SAYS_IT}; or remove `scheduler` here"
             self.fault((*where, "type"), f"`{kind}` is schedule {types[kind]}, and the step's schedule is {self.recipe('schedule')}", mend)
         params = self.block((*where, "params"), block.get("params", {}))
         for key, value in params.items():
@@ -178,33 +115,34 @@ class _Reading:
     def batch(self, said: dict, at: tuple = ()) -> dict:
         """How a global batch is cut up, which must be the recipe's."""
         found = {}
-        for key in BATCH:
-            value = said.get(key, AUTO)
-            if value == AUTO:
+        for key in names.BATCH:
+            value = said.get(key, names.AUTO)
+            if value == names.AUTO:
                 self.unread += [".".join((*at, key))] if key in said else []
             elif type(value) is not int or value < 1:
                 self.fault((*at, key), f'`{key}` is a number of 1 at least, or "auto", not {value}')
             else:
                 found[key] = value
-        whole, (total, micro, times) = self.recipe("batch_size"), (found.get(key) for key in BATCH)
+        whole, (total, micro, times) = self.recipe("batch_size"), (found.get(key) for key in names.BATCH)
         if self.recipe("objective") == "grpo" and found:
             self.fault((*at, next(iter(found))), "objective grpo counts prompts, and DeepSpeed answers", 'write "auto": `batch_size` says it')
             return {}
         if total:
-            self.held((*at, BATCH[0]), total, "batch_size")
+            self.held((*at, names.BATCH[0]), total, "batch_size")
         if not (micro or times) or type(whole) is not int or whole < 1:
             return {}
         if self.processes is None:
             if times:
                 mend = 'write how many there are, or "auto" here'
-                self.fault((*at, BATCH[2]), f"`{BATCH[2]}: {times}` cannot be held against `processes: auto`", mend)
+                self.fault((*at, names.BATCH[2]), f"`{names.BATCH[2]}: {times}` cannot be held against `processes: auto`", mend)
             return {"micro_batch": micro} if micro and not times else {}
         each = (micro or 1) * (times or 1) * self.processes
         if whole != each if micro and times else whole % each:
-            factors = [f"`{key}: {found[key]}`" for key in BATCH[1:] if key in found]
+            factors = [f"`{key}: {found[key]}`" for key in names.BATCH[1:] if key in found]
             count = f"{self.processes} process{'es' if self.processes > 1 else ''}"
             what = f"{' × '.join(factors)} × {count} is {each}, and the step's batch_size is {whole}"
-            self.fault((*at, BATCH[1] if micro else BATCH[2]), what, 'write "auto", or what makes up batch_size: it is the recipe\'s to say')
+            mend = 'write "auto", or what makes up batch_size: it is the recipe\'s to say'
+            self.fault((*at, names.BATCH[1] if micro else names.BATCH[2]), what, mend)
             return {}
         return {"micro_batch": micro or whole // each}
 
@@ -218,21 +156,21 @@ def read(said: dict, file: str, step: dict, execution: dict) -> tuple[dict, list
         if key == "gradient_clipping":
             to.held((key,), value, "max_grad_norm")
         elif key in ("bf16", "fp16"):
-            to.precision((key,), value, FP16 if key == "fp16" else BF16)
-        elif key in CHOSEN:
+            to.precision((key,), value, names.FP16 if key == "fp16" else names.BF16)
+        elif key in names.CHOSEN:
             to.chosen((key,), value)
-        elif key in QUIET:
+        elif key in names.QUIET:
             to.quiet((key,))
-        elif key in ENABLED:
-            off = value is None or (isinstance(value, dict) and value.get("enabled", False) in OFF)
-            to.asks((key,), None if off else value, OFF, MENDS.get(key, "remove it"))
+        elif key in names.ENABLED:
+            off = value is None or (isinstance(value, dict) and value.get("enabled", False) in names.OFF)
+            to.asks((key,), None if off else value, names.OFF, names.MENDS.get(key, "remove it"))
         elif key == "activation_checkpointing":
             off = value is None or (isinstance(value, dict) and not any(value.values()))
-            to.asks((key,), None if off else value, OFF, MENDS[key])
-        elif key in ASKS:
-            to.asks((key,), value, ASKS[key], MENDS.get(key, "remove it"))
-        elif key not in READ:
-            to.faults.append(unknown((key,), (*READ, *QUIET, *ENABLED, *ASKS, "activation_checkpointing")))
+            to.asks((key,), None if off else value, names.OFF, names.MENDS[key])
+        elif key in names.ASKS:
+            to.asks((key,), value, names.ASKS[key], names.MENDS.get(key, "remove it"))
+        elif key not in names.READ:
+            to.faults.append(unknown((key,), (*names.READ, *names.QUIET, *names.ENABLED, *names.ASKS, "activation_checkpointing")))
     if processes == 1 and keys["sharding"] == "fsdp":
         what = f"{file} shares the model among processes, and one process shares nothing"
         mend = "write `processes: 2` or more (auto: one per GPU), or start it by torchrun"
@@ -248,16 +186,17 @@ def block(said: Any, step: dict, processes: int) -> tuple[dict, list[Fault], lis
     if file := said.get("deepspeed_config_file"):
         mend = f"name that file itself: `accelerate: {file}`, with `processes: {processes}` beside it"
         return {}, [Fault((*at, "deepspeed_config_file"), f"{file} is not read by way of this file", mend)], []
-    keys = {"sharding": to.stage((*at, "zero_stage"), said.get("zero_stage"))} | to.batch({k: v for k, v in said.items() if k == BATCH[2]}, at)
+    keys = {"sharding": to.stage((*at, "zero_stage"), said.get("zero_stage"))} | to.batch({k: v for k, v in said.items() if k == names.BATCH[2]}, at)
     for key, value in said.items():
         if key == "gradient_clipping":
             to.held((*at, key), value, "max_grad_norm")
-        elif key in ACCELERATE_QUIET:
+        elif key in names.ACCELERATE_QUIET:
             to.quiet((*at, key))
-        elif key in ACCELERATE_ASKS:
-            to.asks((*at, key), value, ACCELERATE_ASKS[key], STAYS if key.startswith("offload") else "remove it")
-        elif key not in ("zero_stage", "deepspeed_config_file", BATCH[2]):
-            to.faults.append(unknown((*at, key), ("zero_stage", "gradient_clipping", BATCH[2], *ACCELERATE_QUIET, *ACCELERATE_ASKS)))
+        elif key in names.ACCELERATE_ASKS:
+            to.asks((*at, key), value, names.ACCELERATE_ASKS[key], names.STAYS if key.startswith("offload") else "remove it")
+        elif key not in ("zero_stage", "deepspeed_config_file", names.BATCH[2]):
+            known = ("zero_stage", "gradient_clipping", names.BATCH[2], *names.ACCELERATE_QUIET, *names.ACCELERATE_ASKS)
+            to.faults.append(unknown((*at, key), known))
     if processes == 1 and keys["sharding"] == "fsdp":
         to.fault(("num_processes",), "one process shares nothing", "write 2 or more, or `distributed_type: NO`")
     return keys, to.faults, to.unread
@@ -269,15 +208,15 @@ def _zero(to: _Reading, said: Any) -> str:
     said = to.block(at, said)
     for key, value in said.items():
         where = (*at, key)
-        if key in ZERO_QUIET:
+        if key in names.ZERO_QUIET:
             to.quiet(where)
-        elif key in OFFLOAD:
+        elif key in names.OFFLOAD:
             device = None if value is None else to.block(where, value).get("device", "none")
-            to.asks(where, device, (*NONE, "none"), STAYS)
-        elif key in ZERO_ASKS:
-            to.asks(where, value, ZERO_ASKS[key], STAYS if key.startswith("cpu_offload") else "remove it")
+            to.asks(where, device, (*names.NONE, "none"), names.STAYS)
+        elif key in names.ZERO_ASKS:
+            to.asks(where, value, names.ZERO_ASKS[key], names.STAYS if key.startswith("cpu_offload") else "remove it")
         elif key != "stage":
-            to.faults.append(unknown(where, ("stage", *ZERO_QUIET, *OFFLOAD, *ZERO_ASKS)))
+            to.faults.append(unknown(where, ("stage", *names.ZERO_QUIET, *names.OFFLOAD, *names.ZERO_ASKS)))
     return to.stage((*at, "stage"), said.get("stage", 0))
 
 

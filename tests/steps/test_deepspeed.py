@@ -12,7 +12,7 @@ import yaml
 from slmkit.errors import RecipeError
 from slmkit.ml import launch
 from slmkit.recipe.load import load
-from slmkit.steps import _deepspeed, _world, train
+from slmkit.steps import _deepspeed_keys, _world, train
 from tests.support.cli import Cli
 
 FULL = {"method": "full", "schedule": "constant", "max_steps": 2}
@@ -197,7 +197,7 @@ def test_json_keeps_its_places(tmp_path: Path) -> None:
 
 
 def test_a_step_that_says_nothing_is_held_to_its_defaults() -> None:
-    assert {key: train.Config.model_fields[key].default for key in _deepspeed.DEFAULTS} == _deepspeed.DEFAULTS
+    assert {key: train.Config.model_fields[key].default for key in _deepspeed_keys.DEFAULTS} == _deepspeed_keys.DEFAULTS
 
 
 def test_processes_that_were_started_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
