@@ -56,8 +56,8 @@ class _Reading:
         if type(value) not in (int, float):
             self.fault(where, f'`{where[-1]}` must be a number or "auto", not {value}')
         elif type(ours) in (int, float) and value != ours:
-            mend = f'write `{field}: {value:g}` in the step: {names.SAYS_IT}; or "auto" here'
-            self.fault(where, f"`{where[-1]}: {value:g}`, and the step's {field} is {ours:g}", mend)
+            mend = f'write `{field}: {value}` in the step: {names.SAYS_IT}; or "auto" here'
+            self.fault(where, f"`{where[-1]}: {value}`, and the step's {field} is {ours}", mend)
 
     def stage(self, where: tuple, value: Any) -> str:
         """The sharding that a ZeRO stage is."""
@@ -80,9 +80,9 @@ class _Reading:
                 self.quiet((*where, key))
             elif key != "enabled":
                 self.faults.append(unknown((*where, key), ("enabled", *quiet)))
-        on = block.get("enabled", False)
+        on = block.get("enabled", names.AUTO)
         if on == names.AUTO or (name == "fp16" and on is False):
-            self.quiet((*where, "enabled"))
+            self.unread += [f"{name}.enabled"] if "enabled" in block else []
         elif type(on) is not bool:
             self.fault((*where, "enabled"), f'`enabled` is true, false or "auto", not {on}')
         elif name == "fp16":

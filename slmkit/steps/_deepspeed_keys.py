@@ -54,7 +54,7 @@ FP16 = ("auto_cast", "loss_scale", "initial_scale_power", "loss_scale_window", "
 BF16 = ("immediate_grad_update", "check_grad_overflow")
 
 ADAM = {"betas": (AUTO, [0.9, 0.999]), "eps": (AUTO, 1e-8), "adam_w_mode": (True,), "torch_adam": (True, False)}
-WARMUP = {"warmup_min_lr": (AUTO, 0), "warmup_num_steps": (AUTO,), "total_num_steps": (AUTO,), "warmup_type": (AUTO, "linear")}
+WARMUP = {"warmup_min_lr": (AUTO, 0, 0.0), "warmup_num_steps": (AUTO,), "total_num_steps": (AUTO,), "warmup_type": (AUTO, "linear")}
 CHOSEN: dict[str, tuple[dict, dict, dict]] = {
     "optimizer": ({"Adam": None, "AdamW": None}, {"lr": "learning_rate", "weight_decay": "weight_decay"}, ADAM),
     "scheduler": ({"WarmupLR": "constant", "WarmupDecayLR": "linear"}, {"warmup_max_lr": "learning_rate"}, WARMUP),

@@ -146,7 +146,7 @@ IN_ACCELERATE = {
     "no block": ("deepspeed_config", {}, "needs `deepspeed_config: {zero_stage: …}`", "accelerate config"),
     "offloading": ("deepspeed_config.offload_param_device", "cpu", "`offload_param_device` asks for", "write none"),
     "an unknown key": ("deepspeed_config.zero_stag", 3, "unknown key `zero_stag`", "did you mean `zero_stage`?"),
-    "another norm": ("deepspeed_config.gradient_clipping", 2.0, "`gradient_clipping: 2`", "`max_grad_norm: 2`"),
+    "another norm": ("deepspeed_config.gradient_clipping", 2.0, "`gradient_clipping: 2.0`", "`max_grad_norm: 2.0`"),
     "steps that do not add up": ("deepspeed_config.gradient_accumulation_steps", 3, "× 8 processes is 24", "auto"),
     "alone": ("num_processes", 1, "one process shares nothing", "distributed_type: NO"),
     "another kind": ("distributed_type", "MULTI_GPU", "`deepspeed_config` asks for", "`distributed_type: DEEPSPEED`"),
