@@ -53,7 +53,7 @@ def wanted(execution: Any) -> int:
     asked, device, told, leader = execution.processes, execution.device, execution.accelerate, _world.leader()
     if isinstance(told, str):
         raise UsageError(f"execution.accelerate: {told} was not read", mend="load the recipe by slmkit.recipe.load, which reads it")
-    if leader and told:
+    if leader and told and told.processes is not None:
         if told.processes != leader.me.size:
             what = f"{told.file} says num_processes: {told.processes}, and torchrun or srun started {leader.me.size}"
             raise UsageError(what, mend="start as many as it says, or change it")

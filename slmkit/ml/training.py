@@ -67,7 +67,7 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     """Train in this process, or on several. `data` and `validation` were read and checked already."""
     processes, told = launch.wanted(ctx.execution), ctx.execution.accelerate
     if told and "SLMKIT_LAUNCH" not in os.environ:
-        came_to = {k: getattr(ctx.execution, k) for k in ("sharding", "device", "gradient_checkpointing")}
+        came_to = {k: getattr(ctx.execution, k) for k in ("sharding", "device", "gradient_checkpointing", "micro_batch")}
         ctx.log("accelerate", file=told.file, processes=processes, **came_to, says_nothing=told.unread)
     shards.check(config, ctx.execution, max(processes, launch.place().world), ctx.execution.device)
     if processes > 1:

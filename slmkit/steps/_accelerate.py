@@ -1,4 +1,4 @@
-"""An accelerate config, as `accelerate config` writes it, read as keys of `execution`: for those who have one.
+"""An accelerate config, as `accelerate config` writes it, or a DeepSpeed config, read as keys of `execution`: for those who have one.
 
 Nothing is launched by accelerate: slmkit's own launcher starts the processes and slmkit's own FSDP2 shares the model. So every key of the
 file is either turned into a key of `execution` that does the same, or says nothing of this training at the value that it has (and is listed
@@ -7,35 +7,25 @@ as such in the events and the manifest), or is refused with its place and the me
 
 from __future__ import annotations
 
-import difflib
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
-from slmkit.steps import _world
-from slmkit.steps._step import Part
+from slmkit.steps import _deepspeed, _world
+from slmkit.steps._step import Fault, Part
 
 
 class Accelerated(Part):
-    """What a file came to. processes: of all machines. unread: its keys that say nothing of a training here."""
+    """What a file came to. processes: of all machines, None where it does not say. unread: its keys that say nothing of a training here."""
 
     file: str
     sha256: str
     machines: int
-    processes: int
+    processes: int | None
     meet: str
     unread: list[str]
 
 
-class Fault(NamedTuple):
-    """Something wrong at `where` in the file, or, if `here`, in the step that names it."""
-
-    where: tuple
-    what: str
-    mend: str | None = None
-    here: bool = False
-
-
-KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
+KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")
 PRECISION = {"no": "fp32", "bf16": "bf16"}  # mixed_precision → the step's precision
 NONE = (None, {}, [], "")
 OFF = (None, False, "no")
@@ -48,7 +38,7 @@ SAYS_NOTHING: dict[str, tuple] = {
 """Key → the values at which it asks for nothing. Any other asks for something that is not done here."""
 MENDS = {
     "compute_environment": "start slmkit on the machine itself", "gpu_ids": "write `all`, and choose GPUs by CUDA_VISIBLE_DEVICES",
-    "deepspeed_config": "use `distributed_type: FSDP` with `fsdp_version: 2`, which shares weights, gradients and moments as ZeRO-3 does",
+    "deepspeed_config": "write `distributed_type: DEEPSPEED`, or remove it",
     "fp16": "write `precision: bf16` or `fp32` in the step", "debug": "remove it: the processes' shares are checked against one another anyway",
 }
 MEETING = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend", "same_network")
@@ -69,24 +59,22 @@ FSDP: dict[str, tuple[tuple, str]] = {
 """Key of fsdp_config → the values that are done here, and the mend for any other."""
 BLOCKS_NAME = "fsdp_transformer_layer_cls_to_wrap"  # says nothing: the decoder's blocks are found in the model, whatever their class is called
 FSDP1 = ("fsdp_sharding_strategy", "fsdp_backward_prefetch", "fsdp_forward_prefetch", "fsdp_sync_module_states", "fsdp_use_orig_params")
-DEEPSPEED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
 
 
 def read(said: Any, file: str, sha256: str, step: dict, execution: dict) -> tuple[dict, list[Fault]]:
     """What a file says → (keys of `execution`, faults). step, execution: what the recipe says beside it, not validated yet."""
     if not isinstance(said, dict):
         return {}, [Fault((), "an accelerate config is a mapping of keys", "`accelerate config --config_file FILE` writes one")]
-    if DEEPSPEED & said.keys() and "distributed_type" not in said:
-        what = "this is a DeepSpeed config, and DeepSpeed is not run here"
-        mend = "`sharding: fsdp` shares weights, gradients and moments as ZeRO-3 does"
-        return {}, [Fault((next(k for k in said if k in DEEPSPEED),), what, mend)]
+    if _deepspeed.is_one(said):
+        keys, faults, unread = _deepspeed.read(said, file, step, execution)
+        told = Accelerated(file=file, sha256=sha256, machines=1, processes=None, meet="", unread=sorted(unread))
+        return keys | {"accelerate": told}, faults + _beside(("sharding",), keys, execution, file)
     faults, unread = _keys(said)
     kind = said.get("distributed_type")
     if not isinstance(kind, str) or kind not in KINDS:
         there = "distributed_type" in said
         what = f"`distributed_type: {kind}` is not done here" if there else "it says no `distributed_type`"
-        mend = MENDS["deepspeed_config"] if kind == "DEEPSPEED" else f"what is done here: {', '.join(KINDS)}"
-        return {}, [Fault(("distributed_type",) if there else (), what, mend), *faults]
+        return {}, [Fault(("distributed_type",) if there else (), what, f"what is done here: {', '.join(KINDS)}"), *faults]
     count, machines, more = _world_of(said, kind)
     faults += more
     keys: dict = {"processes": count if machines == 1 else 1, "sharding": "fsdp" if kind == "FSDP" else "none"}
@@ -98,7 +86,10 @@ def read(said: Any, file: str, sha256: str, step: dict, execution: dict) -> tupl
         faults.append(Fault(("fsdp_config",), what, "write `distributed_type: FSDP`, or remove it"))
     elif "fsdp_config" in said:
         unread.append("fsdp_config")
-    faults += _beside(said, keys, step, execution, file)
+    if kind == "DEEPSPEED":
+        more, faulty, silent = _deepspeed.block(said.get("deepspeed_config"), step, count)
+        keys, faults, unread = keys | more, faults + faulty, unread + silent
+    faults += _beside(("processes", "sharding"), keys, execution, file) + _precision(said, step)
     if machines == 1:  # where the processes of one machine meet is chosen by the launcher
         unread += [k for k in MEETING if k in said]
     meet = f"--nnodes {machines} --node-rank {said.get('machine_rank') or 0} --nproc-per-node {max(1, count // max(1, machines))} " \
@@ -111,11 +102,10 @@ def _keys(said: dict) -> tuple[list[Fault], list[str]]:
     """Faults of the keys that can only say nothing, and those that do."""
     faults, unread = [], []
     for key, value in said.items():
-        if key in READ:
+        if key in READ or (key == "deepspeed_config" and said.get("distributed_type") == "DEEPSPEED"):
             continue
         if key not in SAYS_NOTHING:
-            near = difflib.get_close_matches(key, [*READ, *SAYS_NOTHING], 1)
-            faults.append(Fault((key,), f"unknown key `{key}`", f"did you mean `{near[0]}`?" if near else "remove it: nothing reads it"))
+            faults.append(_deepspeed.unknown((key,), (*READ, *SAYS_NOTHING)))
         elif value in SAYS_NOTHING[key]:
             unread.append(key)
         else:
@@ -176,23 +166,28 @@ def _shared(said: Any, faults: list[Fault], unread: list[str]) -> dict:
         elif key in FSDP1:
             faults.append(Fault(where, f"`{key}` is a key of FSDP1", FSDP["fsdp_version"][1]))
         else:
-            near = difflib.get_close_matches(key, [*FSDP, BLOCKS_NAME], 1)
-            faults.append(Fault(where, f"unknown key `{key}`", f"did you mean `{near[0]}`?" if near else "remove it: nothing reads it"))
+            faults.append(_deepspeed.unknown(where, (*FSDP, BLOCKS_NAME)))
     again = said.get("fsdp_activation_checkpointing")
     return {"gradient_checkpointing": again} if type(again) is bool else {}
 
 
-def _beside(said: dict, keys: dict, step: dict, execution: dict, file: str) -> list[Fault]:
-    """Where the file and the recipe both speak: of what the file alone is to say, or of the same thing differently."""
+def _beside(own: tuple, keys: dict, execution: dict, file: str) -> list[Fault]:
+    """Where the file and the recipe both speak: of what the file alone is to say (own), or of the same thing differently."""
     faults = []
-    for key in ("processes", "sharding"):
+    for key in own:
         if key in execution:
             faults.append(Fault(("execution", key), f"`{key}` is set by {file}, too", f"remove it, or remove `accelerate: {file}`", here=True))
-    for key in ("device", "gradient_checkpointing"):
+    for key in ("device", "gradient_checkpointing", "micro_batch"):
         given = execution.get(key, keys.get(key))
-        if key in keys and given != keys[key] and not (key == "device" and given == "auto"):
+        if key in keys and given != keys[key] and not (given == "auto" and key in ("device", "micro_batch")):
             what = f"`{key}: {_word(given)}`, and {file} asks for {_word(keys[key])}"
             faults.append(Fault(("execution", key), what, "remove it here, or change the file", here=True))
+    return faults
+
+
+def _precision(said: dict, step: dict) -> list[Fault]:
+    """mixed_precision, held against the step's."""
+    faults = []
     mixed = said.get("mixed_precision") or "none"
     wanted = PRECISION.get(mixed) if isinstance(mixed, str) else None
     if wanted is None and mixed != "none":

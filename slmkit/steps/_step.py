@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -144,15 +144,22 @@ class How:
     """
 
 
+class Fault(NamedTuple):
+    """Something wrong at `where` in a file that stands for other keys, or, if `here`, in the step that names it."""
+
+    where: tuple
+    what: str
+    mend: str | None = None
+    here: bool = False
+
+
 @dataclass(frozen=True)
 class Stands:
     """Metadata of an Execution field that names a file, YAML or JSON, which stands for other keys of execution. The loader reads the file and
     gives `read(what it says, its name, its sha256, the step's keys, those of its execution)`, which returns (keys of execution, faults).
-
-    A fault has `where` (keys), `what`, `mend`, and `here`: whether it lies in the step and not in the file.
     """
 
-    read: Callable[[Any, str, str, dict, dict], tuple[dict, list]]
+    read: Callable[[Any, str, str, dict, dict], tuple[dict, list[Fault]]]
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,8 @@ class Execution(StepExecution):
     """none: every process holds the whole model (DDP). fsdp: each holds a part of it (FSDP2), for models larger than one card; for
     objective sft with methods full and lora."""
     accelerate: Annotated[SkipJsonSchema[_accelerate.Accelerated] | Annotated[str, Field(min_length=1)] | None, Stands(_accelerate.read)] = None
-    """An accelerate config, the file that `accelerate config` writes: it sets `processes` and `sharding`. Each of its keys is done here, or says
-    nothing of a training here, or is refused (docs/devices.md)."""
+    """An accelerate config, the file that `accelerate config` writes: it sets `processes` and `sharding`. Or a DeepSpeed config: it sets `sharding`,
+    and `processes` stands beside it. Each key of either is done here, or says nothing of a training here, or is refused (docs/devices.md)."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that prepare batches. 0: rows are tokenised before training, so there is little to prepare."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -57,8 +57,6 @@ WRONG = {
     "no kind": ({k: v for k, v in CPU.items() if k != "distributed_type"}, "it says no `distributed_type`", "MULTI_CPU", None),
     "no count": ({k: v for k, v in CPU.items() if k != "num_processes"}, "`num_processes` must be a number", "how many", None),
     "another kind": (CPU | {"distributed_type": "MEGATRON_LM"}, "`distributed_type: MEGATRON_LM` is not done", "MULTI_GPU", "distributed_type:"),
-    "deepspeed": (CPU | {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 2}}, "`distributed_type: DEEPSPEED`", "ZeRO-3",
-                  "distributed_type:"),
     "alone with two": (CPU | {"distributed_type": "NO"}, "`num_processes` is 2 with `distributed_type: NO`", "MULTI_CPU", "num_processes:"),
     "one that shares": (FSDP | {"num_processes": 1}, "needs 2 processes", "NO", "num_processes:"),
     "GPUs on a CPU": (CPU | {"distributed_type": "MULTI_GPU"}, "`use_cpu: true` with", "MULTI_CPU", "use_cpu:"),
@@ -75,7 +73,6 @@ WRONG = {
     "FSDP left out": (CPU | {"fsdp_config": SHARED}, "`fsdp_config` is not read with", "distributed_type: FSDP", "fsdp_config:"),
     "a list": ("- a\n", "is a mapping of keys", "accelerate config", None),
     "no YAML": ("distributed_type: [NO\n", "opened here and not closed", "close the bracket", "distributed_type:"),
-    "a DeepSpeed config": ('{"zero_optimization": {\n\t"stage": 2}}', "this is a DeepSpeed config", "sharding: fsdp", "{"),
 }  # fmt: skip
 
 
