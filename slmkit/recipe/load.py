@@ -5,7 +5,6 @@ validate that kind's Config alone, then the references between steps. All proble
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,13 +14,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from slmkit.errors import Problem, RecipeError, UsageError
-from slmkit.recipe import explain, overrides, secrets
+from slmkit.recipe import explain, overrides, secrets, standing, witnesses
 from slmkit.recipe.located import Document, Where, parse, read
 from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.sources import Source, type_of
 from slmkit.sources import parse as parse_source
 from slmkit.steps import _registry
-from slmkit.steps._step import Columns, Stands
+from slmkit.steps._step import Columns
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}\Z")
 REFERENCE = re.compile(r"\$([A-Za-z_][\w-]*)\Z")
@@ -157,7 +156,7 @@ class _Loader:
                 self.fault((key,), f"nothing reads the key `{key}`", mend, key=True)
         if self.problems:
             raise RecipeError(self.problems)
-        return {name: replace(spec, inputs=(*spec.inputs, *_witnesses(spec, done))) for name, spec in done.items()}
+        return {name: replace(spec, inputs=(*spec.inputs, *witnesses.of(spec, done))) for name, spec in done.items()}
 
     def _step(self, name: str, body: dict, done: dict[str, StepSpec | None]) -> StepSpec | None:
         where = ("steps", name)
@@ -166,12 +165,14 @@ class _Loader:
         self._singular(kind, where, body)
         body = self._substitute(body, where, name, set(kind.takes))
         if expand := kind.hook("expand"):
-            try:
-                body = expand(body, self.folder)
-            except UsageError as e:
-                self.fault((*where, "tasks_dir"), e.what, e.mend)
+            body, faults = expand(body, self.folder)
+            for fault in faults:
+                self.fault((*where, *fault.where), fault.what, fault.mend)
         filled = self._fill(kind, where, body, done)
-        how = self._told_by_files(kind, where, body, body.pop("execution", None) or {})
+        how, faults, elsewhere = standing.told(kind.module.Execution, self.folder, body, body.pop("execution", None) or {})
+        for fault in faults:
+            self.fault((*where, *fault.where), fault.what, fault.mend)
+        self.problems += elsewhere
         execution = self._validate(kind.module.Execution, (*where, "execution"), how)
         config = self._validate(kind.module.Config, where, body)
         inputs = tuple(i for role in kind.takes for i in self._inputs(kind, role, where, body, name, done, role in filled))
@@ -246,35 +247,6 @@ class _Loader:
             for fault in explain.validation(e, model, where, body):
                 self.fault(*fault)
             return None
-
-    def _told_by_files(self, kind, where: Where, body: dict, how: Any) -> Any:
-        """The execution of a step with the keys that files stand for (see Stands)."""
-        fields = kind.module.Execution.model_fields.items() if isinstance(how, dict) else ()
-        for key, stands in [(k, m) for k, f in fields for m in f.metadata if isinstance(m, Stands) and how.get(k) is not None]:
-            place = (*where, "execution", key)
-            if not isinstance(how[key], str):
-                self.fault(place, f"`{key}` is the path of a file, this is {explain.named(how[key])}")
-                how = {k: v for k, v in how.items() if k != key}
-                continue
-            file = (self.folder / Path(how[key]).expanduser()).absolute()
-            if not file.is_file():
-                near = difflib.get_close_matches(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [], 1)
-                self.fault(place, f"no such file: {how[key]}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe")
-                continue
-            raw = read(file)
-            try:  # JSON is YAML, but for tabs between its words
-                said = parse(raw.replace(b"\t", b" ") if file.suffix == ".json" else raw, str(self.folder / how[key]))
-            except RecipeError as e:
-                self.problems += e.problems
-                continue
-            keys, faults = stands.read(said.data, how[key], hashlib.sha256(raw).hexdigest(), body, how)
-            for fault in faults:
-                if fault.here:
-                    self.fault((*where, *fault.where), fault.what, fault.mend, key=True)
-                else:
-                    self.problems.append(said.problem(fault.where, fault.what, fault.mend, key=True))
-            how = {**how, **keys} if not faults else {k: v for k, v in how.items() if k != key}
-        return how
 
     def _inputs(self, kind, role, where: Where, body: dict, step: str, done: dict, filled: bool) -> Iterable[InputSpec]:
         value, takes = body.get(role), kind.takes[role]
@@ -355,32 +327,6 @@ class _Loader:
             self.fault(place, f"{text} is a {given}, and a {' or '.join(takes.types)} is wanted here")
             return None
         return source
-
-
-def _witnesses(spec: StepSpec, steps: dict[str, StepSpec]) -> Iterable[InputSpec]:
-    """What the other steps read, of the types that this one wants to look at; each once. Files, and what is made by steps it needs anyway: a
-    witness makes no step run."""
-    needed = _needed(spec, steps)
-    for role, takes in spec.kind.witnesses.items():
-        seen: set[Path | str] = set()
-        for other in steps.values():
-            for one in other.inputs if other.name != spec.name else ():
-                of = (one.source.path if one.source else None) if one.step is None else one.step if one.step in needed else None
-                wanted = set(other.kind.takes[one.role].types) & set(takes.types) and takes.of in (None, one.role)
-                if of and of not in seen and wanted:
-                    seen.add(of)
-                    yield replace(one, role=role, filled=True, witness=True)
-
-
-def _needed(spec: StepSpec, steps: dict[str, StepSpec]) -> set[str]:
-    """Names of the steps that come before this one in its own chain."""
-    found, waiting = set(), [spec]
-    while waiting:
-        for one in waiting.pop().inputs:
-            if one.step and one.step not in found:
-                found.add(one.step)
-                waiting.append(steps[one.step])
-    return found
 
 
 def _columns(item: dict, said: type[Columns]) -> dict:

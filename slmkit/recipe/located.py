@@ -69,8 +69,8 @@ class Document:
         return value
 
 
-def read(path: Path) -> bytes:
-    """The recipe's bytes, with clear errors for what cannot be one."""
+def read(path: Path, what: str = "recipe") -> bytes:
+    """Its bytes, with clear errors for what cannot be a recipe (or what is called otherwise)."""
     try:
         if path.is_dir():
             raise RecipeError([Problem("this is a folder, a recipe is a YAML file", str(path))])
@@ -80,9 +80,9 @@ def read(path: Path) -> bytes:
         mend = f"recipes in that folder: {', '.join(near)}" if near else "`slmkit init` writes a recipe to start from"
         raise RecipeError([Problem("no such recipe", str(path), mend=mend)]) from None
     except OSError as e:
-        raise RecipeError([Problem(f"cannot read the recipe: {e.strerror}", str(path))]) from None
+        raise RecipeError([Problem(f"cannot read the {what}: {e.strerror}", str(path))]) from None
     if len(raw) > MAX_BYTES:
-        raise RecipeError([Problem(f"the recipe is {len(raw):,} bytes, more than {MAX_BYTES:,}", str(path))])
+        raise RecipeError([Problem(f"the {what} is {len(raw):,} bytes, more than {MAX_BYTES:,}", str(path))])
     return raw
 
 

@@ -55,7 +55,7 @@ class Kind:
         `examine(inputs, config, execution) -> dict` (a look at the step's data, for `slmkit data`),
         `refuse(config, inputs' sizes) -> list[Problem]` (what cannot be done to these inputs, told by their headers),
         `unmet(config, result) -> list[str]` (bounds asked for now that an artifact made earlier is outside of),
-        `expand(body, folder) -> dict` (what a step's text stands for, before it is validated),
+        `expand(body, folder) -> (dict, faults)` (what a step's text stands for, before it is validated),
         `forecast(config, execution, inputs, ledgers) -> dict` (what a teacher will be asked, less what its ledger holds)."""
         return getattr(self.module, name, None)
 

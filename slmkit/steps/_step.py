@@ -145,7 +145,7 @@ class How:
 
 
 class Fault(NamedTuple):
-    """Something wrong at `where` in a file that stands for other keys, or, if `here`, in the step that names it."""
+    """Something wrong at `where` (keys) in a step; of what a file says that stands for other keys, in that file, or, if `here`, in the step."""
 
     where: tuple
     what: str

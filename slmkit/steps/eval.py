@@ -22,7 +22,7 @@ from slmkit.errors import Problem, UsageError
 from slmkit.steps import _expect, _sight, _tasks
 from slmkit.steps._fields import Device, Ref, Seed, TaskRef
 from slmkit.steps._speed import Cost, Speed, unmet  # noqa: F401 (unmet is a hook of the kind)
-from slmkit.steps._step import Born, Check, Context, How, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Check, Context, Fault, How, Result, StepConfig, StepExecution, Takes
 from slmkit.steps._task_form import Task
 from slmkit.steps._teacher import Api, EvalJudge
 
@@ -135,21 +135,22 @@ def blocked(config: Config, execution: Execution) -> str | None:
     return None
 
 
-def expand(body: dict, folder: Path) -> dict:
-    """Names of tasks that are files of `tasks_dir` become those files. Raises UsageError when it has none of them."""
+def expand(body: dict, folder: Path) -> tuple[dict, list[Fault]]:
+    """Names of tasks that are files of `tasks_dir` become those files; a fault where it has none of them."""
     place = body.get("tasks_dir")
     listed = body.get("tasks")
     if not isinstance(place, str) or not isinstance(listed, list):
-        return body
+        return body, []
     root = (folder / Path(place).expanduser()).absolute()
     if not root.is_dir():
-        raise UsageError(f"no such folder: {place}", mend="paths are relative to the recipe")
+        return body, [Fault(("tasks_dir",), f"no such folder: {place}", "paths are relative to the recipe")]
     known = _tasks.index(root)
     found = [str(known[one]) if isinstance(one, str) and _tasks.bare(one) and one in known else one for one in listed]
     if found == listed:
         near = ", ".join(sorted(known)[:8]) or "none"
-        raise UsageError(f"{place} defines none of the tasks (it has {near})", mend="name one of them in `tasks`, or leave out `tasks_dir`")
-    return body | {"tasks": found}
+        mend = "name one of them in `tasks`, or leave out `tasks_dir`"
+        return body, [Fault(("tasks_dir",), f"{place} defines none of the tasks (it has {near})", mend)]
+    return body | {"tasks": found}, []
 
 
 def refuse(config: Config, inputs: dict) -> list[Problem]:
