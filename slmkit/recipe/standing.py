@@ -48,5 +48,7 @@ def _absent(key: str, said: Any, folder: Path) -> Fault | None:
     file = (folder / Path(said).expanduser()).absolute()
     if file.is_file():
         return None
+    if file.is_dir():
+        return Fault(place, f"{said} is a folder, and a file is wanted here", f"name the file in it: {said.rstrip('/')}/NAME")
     near = difflib.get_close_matches(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [], 1)
     return Fault(place, f"no such file: {said}", f"did you mean {near[0]}?" if near else "paths are relative to the recipe")
