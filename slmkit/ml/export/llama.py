@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +30,8 @@ def quantize(source: Path, target: Path, kind: str, threads: int | None) -> None
     if threads:
         settings.nthread = threads
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
+    if failed and shutil.disk_usage(target.parent).free < 1 << 16:  # it tells no other reason than 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     if failed or not target.is_file():
         raise StepFailed(f"llama.cpp could not quantize to {kind} (it returned {failed})", where=source, mend="its reason is in the attempt's log")
 
