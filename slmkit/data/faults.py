@@ -43,9 +43,13 @@ class Fault:
 
 @dataclass
 class Tally:
-    """Good rows counted, broken ones counted by reason, the first five of these kept. skip: broken rows are dropped, not errors."""
+    """Good rows counted, broken ones counted by reason, the first five of these kept. skip: broken rows are dropped, not errors.
+
+    most: broken rows after which nothing more is read; None reads on.
+    """
 
     skip: bool = False
+    most: int | None = None
     good: int = 0
     broken: int = 0
     fatal: bool = False

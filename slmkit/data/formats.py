@@ -35,12 +35,19 @@ UNKNOWN = (
 
 def has(record: dict, *keys: str) -> bool:
     """Are these fields there, and not null (in a table: not an empty cell)?"""
-    return all(record.get(k) is not None and not (record[k] == "" and isinstance(record, Cells)) for k in keys)
+    for key in keys:
+        value = record.get(key)
+        if value is None or (value == "" and isinstance(record, Cells)):
+            return False
+    return True
 
 
 def talk(record: dict) -> str | None:
     """The field that holds the conversation."""
-    return next((k for k in TALKS if has(record, k)), None)
+    for key in TALKS:
+        if has(record, key):
+            return key
+    return None
 
 
 def detect(record: dict) -> tuple[str, Form]:

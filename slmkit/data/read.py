@@ -20,6 +20,7 @@ from slmkit.errors import DataError
 from slmkit.steps._step import READ_BY_FORMAT, Columns, Given
 
 T = TypeVar("T")
+HEAD = 100  # rows by which a format is told
 HELD = 64 << 20  # bytes of source text; as Python objects they take about three times as much
 
 
@@ -80,7 +81,7 @@ def tallied(paths: list[Path], tally: Tally, made: Callable[[Record, str], T | F
             one = made(record, name) if isinstance(record, Record) else record
             if isinstance(one, Fault):
                 tally.add(one, name)
-                if one.fatal:
+                if one.fatal or tally.broken == tally.most:
                     return
             else:
                 tally.good += 1
@@ -170,7 +171,7 @@ def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | N
     try:
         found = files.of(path, matched, split, str(path))
         source = _Source(found[:1], columns)
-        next(source.rows(Tally(skip=True)), None)
+        next(source.rows(Tally(skip=True, most=HEAD)), None)
     except (DataError, OSError, ValueError):
         return None
     natural = {"completion": "completion", "text": "text", "preference": "preference", "label": "label"}.get(source.format, "messages")

@@ -79,15 +79,16 @@ class Prompts:
         found = files.of(Path(given.path), given.files, columns.split, place)
         if not found:
             raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
-        yield from tallied(found, tally, lambda record, name: _prompt(record, name, columns))
+        named = columns.named
+        yield from tallied(found, tally, lambda record, name: _prompt(record, name, columns, named))
 
 
-def _prompt(record: Record, name: str, columns: Columns) -> Prompt | Fault:
+def _prompt(record: Record, name: str, columns: Columns, named: dict[str, str]) -> Prompt | Fault:
     try:
         if not isinstance(record.value, dict):
             raise Bad(f"a row is an object, this is {kind(record.value)}")
         fields = dict(record.value)
-        messages, reference = _read(_mapped(fields, columns))
+        messages, reference = _read(_mapped(fields, named))
         if not any(m["role"] == "user" and (m.get("content") or "").strip() for m in messages):
             raise Bad("no user message with a text: there is nothing to ask")
         if columns.system is not None and messages[0]["role"] != "system":
@@ -97,8 +98,7 @@ def _prompt(record: Record, name: str, columns: Columns) -> Prompt | Fault:
         return Fault(str(e), record.number, record.line)
 
 
-def _mapped(fields: dict, columns: Columns) -> dict:
-    named = columns.named
+def _mapped(fields: dict, named: dict[str, str]) -> dict:
     if not named:
         return fields
     missing = next((c for part, c in named.items() if c not in fields and part != "tools"), None)

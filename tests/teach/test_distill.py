@@ -244,7 +244,7 @@ def test_wrong_recipes_are_told_before_any_call(cli, change, told):
 
 
 def test_two_recipes_at_once_pay_for_a_request_once(cli, teach):
-    teacher = teach(200, latency=0.1, _500=0.03)
+    teacher = teach(200, RECIPE.replace("timeout: 1.5", "timeout: 20"), latency=0.1, _500=0.03)
     other = (cli.folder / "r.yaml").read_text().replace("recipe: r", "recipe: s").replace("max_tokens: 20", "max_tokens: 20\n    min_kept: 2")
     (cli.folder / "s.yaml").write_text(other)
     both = [cli.start("distill", name, "--json") for name in ("r.yaml", "s.yaml")]
