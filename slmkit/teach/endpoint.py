@@ -55,7 +55,7 @@ class Endpoint:
 
         self.route, self.openai, self.httpx = route, openai, httpx2
         self.broken = (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError)  # a time-out is one too
-        self.first: dict[str, tuple[httpx2.Request, httpx2.Headers]] = {}  # by path
+        self.first: dict[str, tuple[httpx2.URL, httpx2.Headers]] = {}  # by path
         # Said to the SDK as well: it takes a client's time-out of 5 s for the library's default, and waits 600 s instead (seen in 3.54).
         timeout = httpx2.Timeout(route.timeout, connect=min(10.0, route.timeout))
         self.http = openai.DefaultAioHttpClient(timeout=timeout)
@@ -95,14 +95,14 @@ class Endpoint:
         response = await self.client.post(path, cast_to=self.httpx.Response, body=body)
         request = (response.history or [response])[0].request
         own = ("content-length", "x-stainless")  # of that one request: its length, the SDK's count of trials and the like
-        self.first[path] = request, self.httpx.Headers([(k, v) for k, v in request.headers.multi_items() if not k.startswith(own)])
+        self.first[path] = request.url, self.httpx.Headers([(k, v) for k, v in request.headers.multi_items() if not k.startswith(own)])
         return response
 
     async def _again(self, path: str, body: dict[str, Any]) -> Any:
         """The same request with another body, by the SDK's HTTP client."""
-        first, headers = self.first[path]
+        url, headers = self.first[path]
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        return await self.http.send(self.httpx.Request("POST", first.url, headers=headers, content=text, extensions=first.extensions))
+        return await self.http.send(self.httpx.Request("POST", url, headers=headers, content=text))
 
     def _connection(self, error: Exception) -> Exception:
         """Told by the root of the chain: the SDK calls a refused and a broken connection a time-out as well (seen in 3.54)."""

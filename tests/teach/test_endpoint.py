@@ -1,0 +1,119 @@
+"""The SDK makes the first request of a kind, its HTTP client those that follow: what arrives, and what a failure is taken for, is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+
+import pytest
+
+from slmkit.errors import SlmkitError
+from slmkit.teach.endpoint import Endpoint, Failure, Route
+
+GOOD = json.dumps({"choices": [{"message": {"role": "assistant", "content": "sí"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}).encode()
+
+
+def http(status: str, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def refusal(status: str, *headers: str, **error: str) -> bytes:
+    return http(status, json.dumps({"error": error}).encode(), *headers)
+
+
+ANSWERS = {
+    "an answer": http("200 OK", GOOD),
+    "a packed answer": http("200 OK", gzip.compress(GOOD), "content-encoding: gzip"),
+    "broken packing": http("200 OK", GOOD, "content-encoding: gzip"),
+    "429 with a pause": refusal("429 Too Many Requests", "retry-after: 7", message="slow down"),
+    "no money": refusal("429 Too Many Requests", message="pay first", code="insufficient_quota"),
+    "wrong key": refusal("401 Unauthorized", message="no such key", code="invalid_api_key"),
+    "no such model": refusal("404 Not Found", message="no model `m`"),
+    "a filtered row": refusal("400 Bad Request", message="no", code="content_filter"),
+    "an unknown parameter": refusal("400 Bad Request", message="Unsupported parameter: 'max_tokens'"),
+    "an error without an object": http("400 Bad Request", b'{"error": "bad"}'),
+    "a list": http("422 Unprocessable Entity", b'["bad"]'),
+    "a proxy's page": http("502 Bad Gateway", b"<html>bad gateway</html>"),
+    "too large": http("413 Payload Too Large"),
+    "timed out there": http("504 Gateway Timeout", b"late"),
+    "no redirection": http("304 Not Modified"),
+    "a page": http("200 OK", b"<html>hello</html>"),
+    "nothing": http("200 OK"),
+    "no completion": http("200 OK", b'{"choices": []}'),
+    "reset": b"",
+    "half a body": http("200 OK", GOOD)[:-9],
+    "no HTTP": b"hello\r\n\r\n",
+    "an endless header": http("200 OK", GOOD, "x: " + "y" * 70000),
+    "silence": b"HTTP/1.1 200",
+}
+
+
+async def told(answers: list[bytes], seen: list[bytes]) -> list[tuple]:
+    """What comes of calls that are answered one after another with these bytes; the requests' bytes go into `seen`."""
+    left = iter(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+            seen.append(head + await reader.readexactly(length))
+            data = next(left)
+            writer.write(data)
+            await writer.drain()
+            if data == ANSWERS["silence"]:
+                await asyncio.sleep(30)
+            if data not in [ANSWERS["an answer"]]:
+                break
+        writer.close()
+
+    def serving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(serve(reader, writer)))
+
+    tasks: list[asyncio.Task] = []
+    server = await asyncio.start_server(serving, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    found = []
+    async with Endpoint(Route(url, "sk-secret", "KEY", 1.0)) as endpoint:
+        for number in range(len(answers)):
+            body = {"model": "m", "messages": [{"role": "user", "content": "¿qué?" * (number + 1)}], "max_tokens": 5}
+            try:
+                one = await endpoint.call(body)
+                found.append((one.message, one.usage))
+            except Failure as e:
+                found.append((e.means, e.why.replace(url, "URL"), e.after))
+            except SlmkitError as e:
+                found.append((type(e).__name__, str(e).replace(url, "URL")))
+    server.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return found
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_later_request_fails_as_the_first_one_does(what):
+    first, later = [], []
+    (as_first,) = asyncio.run(told([ANSWERS[what]], first))
+    _, as_later = asyncio.run(told([ANSWERS["an answer"], ANSWERS[what]], later))
+    assert as_later == as_first
+    if what in ("an answer", "a packed answer"):
+        assert as_first == ({"role": "assistant", "content": "sí"}, {"input": 3, "output": 1, "cached": 0})
+    else:
+        assert isinstance(as_first[0], str)
+
+
+def test_a_later_request_is_the_first_one():
+    """But for what the SDK says of a single request: its count of trials, and the like."""
+    seen: list[bytes] = []
+    asyncio.run(told([ANSWERS["an answer"]] * 3, seen))
+
+    def parts(request: bytes) -> tuple[set[str], dict]:
+        head, _, body = request.partition(b"\r\n\r\n")
+        return set(head.decode().lower().split("\r\n")), json.loads(body)
+
+    (first, asked), *later = map(parts, seen)
+    assert "authorization: bearer sk-secret" in first and asked["messages"][0]["content"] == "¿qué?"
+    for number, (heads, body) in enumerate(later, 2):
+        assert {h.partition(":")[0] for h in heads ^ first} <= {"content-length"} | {h.partition(":")[0] for h in first if h.startswith("x-stainless")}
+        assert body["messages"][0]["content"] == "¿qué?" * number
