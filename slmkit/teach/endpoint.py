@@ -83,6 +83,8 @@ class Endpoint:
             if not response.is_success:
                 raise self._status(response)
             return json.loads(response.content)
+        except UnicodeEncodeError:  # out of an earlier answer: a model may write one
+            raise Failure("row", "the request holds half a character (a lone surrogate), which cannot be sent") from None
         except ValueError as e:  # status 200 and no JSON: a proxy's page
             raise Failure("garbled", f"the response is no JSON: {str(e)[:80]}") from None
         except self.openai.APIStatusError as e:

@@ -23,6 +23,7 @@ def refusal(status: str, *headers: str, **error: str) -> bytes:
     return http(status, json.dumps({"error": error}).encode(), *headers)
 
 
+HALF = b"?"  # asked with half a character
 ANSWERS = {
     "an answer": http("200 OK", GOOD),
     "a packed answer": http("200 OK", gzip.compress(GOOD), "content-encoding: gzip"),
@@ -76,7 +77,7 @@ async def told(answers: list[bytes], seen: list[bytes]) -> list[tuple]:
     found = []
     async with Endpoint(Route(url, "sk-secret", "KEY", 1.0)) as endpoint:
         for number in range(len(answers)):
-            body = {"model": "m", "messages": [{"role": "user", "content": "¿qué?" * (number + 1)}], "max_tokens": 5}
+            body = {"model": "m", "messages": [{"role": "user", "content": "\ud83d" if answers[number] is HALF else "¿qué?" * (number + 1)}], "max_tokens": 5}
             try:
                 one = await endpoint.call(body)
                 found.append((one.message, one.usage))
@@ -114,6 +115,15 @@ def test_a_later_request_is_the_first_one():
 
     (first, asked), *later = map(parts, seen)
     assert "authorization: bearer sk-secret" in first and asked["messages"][0]["content"] == "¿qué?"
+    own = {h.partition(":")[0] for h in first if h.startswith("x-stainless")}
     for number, (heads, body) in enumerate(later, 2):
-        assert {h.partition(":")[0] for h in heads ^ first} <= {"content-length"} | {h.partition(":")[0] for h in first if h.startswith("x-stainless")}
+        assert {h.partition(":")[0] for h in heads ^ first} <= {"content-length"} | own
         assert body["messages"][0]["content"] == "¿qué?" * number
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_half_a_character_is_a_fault_of_its_row(before):
+    """Nothing is sent, and it is no fault of the endpoint."""
+    seen: list[bytes] = []
+    *_, last = asyncio.run(told([ANSWERS["an answer"]] * before + [HALF], seen))
+    assert last[0] == "row" and "half a character" in last[1] and len(seen) == before
