@@ -77,7 +77,8 @@ async def told(answers: list[bytes], seen: list[bytes]) -> list[tuple]:
     found = []
     async with Endpoint(Route(url, "sk-secret", "KEY", 1.0)) as endpoint:
         for number in range(len(answers)):
-            body = {"model": "m", "messages": [{"role": "user", "content": "\ud83d" if answers[number] is HALF else "¿qué?" * (number + 1)}], "max_tokens": 5}
+            asked = "\ud83d" if answers[number] is HALF else "¿qué?" * (number + 1)
+            body = {"model": "m", "messages": [{"role": "user", "content": asked}], "max_tokens": 5}
             try:
                 one = await endpoint.call(body)
                 found.append((one.message, one.usage))
