@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from slmkit import inputs
+from slmkit import hashed, inputs
 from slmkit.artifact import fingerprint as fp
 from slmkit.artifact.digest import Cache
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.provenance import version
 from slmkit.artifact.store import Store
-from slmkit.errors import RecipeError, UsageError
+from slmkit.errors import RecipeError
 from slmkit.inputs import Planned
 from slmkit.recipe.load import BRIDGES
 from slmkit.recipe.located import Mark
@@ -25,7 +25,7 @@ from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.steps import _registry
 from slmkit.steps._estimate import Size, weights
 from slmkit.steps._registry import Kind
-from slmkit.steps._step import NAME, Born, Columns, How, Part
+from slmkit.steps._step import NAME
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class _Planner:
         kind = _registry.load(bridge)
         role = next(iter(kind.takes))
         config = kind.module.Config.model_validate({role: f"${planned.step}" if planned.step else planned.uri})
-        if (known := self.rows.get(name)) and [i.identity for i in known.inputs if not i.witness] != [planned_identity(planned)]:
+        if (known := self.rows.get(name)) and [i.identity for i in known.inputs if not i.witness] != [hashed.unnamed(planned)]:
             name = next(n for i in range(2, 1000) if (n := f"{name}-{i}") not in self.rows)
         if name in self.recipe.steps:
             mend = f"name it in `{one.role}:` if it is meant, or rename it"
             raise RecipeError([one.mark.problem(f"an adapter is merged on the way as step `{name}`, and the recipe has one of that name", mend)])
-        below = replace(planned, role=role, identity=planned_identity(planned))
+        below = replace(planned, role=role, identity=hashed.unnamed(planned))
         looked_at = tuple(self._input(spec, w) for w in spec.inputs if w.witness and w.role in kind.witnesses)
         row = self.rows.get(name) or self._row(name, kind, config, kind.module.Execution(), (below, *looked_at), one.mark)
         label = InputSpec(one.role, one.label or planned.name, name, None, one.columns, one.mark, one.filled)
@@ -223,69 +223,13 @@ class _Planner:
 def asked(name: str, kind: Kind, config: Any, execution: Any, planned: tuple[Planned, ...], mark: Mark | None = None) -> Row:
     """A row with the fingerprint of what it asks for, before any store has been looked at. Raises ValueError for what JSON cannot hold."""
     pins = {p: version(p) for p in kind.pins}
-    payload = fp.payload(kind.name, kind.version, identity(config, kind), _identities(kind, planned, mark), pins)
+    payload = fp.payload(kind.name, kind.version, hashed.of_config(config, kind), hashed.of_inputs(kind, planned, mark), pins)
     return Row(name, kind, config, execution, planned, payload, fp.fingerprint(payload), kind.gives(config), "build", (), mark=mark)
 
 
 def _named(name: str, said: dict) -> dict:
     """The estimate with the step's name where its texts leave room for one."""
     return {k: v.replace(NAME, name) if isinstance(v, str) else v for k, v in said.items()}
-
-
-def identity(config: Any, kind: Kind) -> dict:
-    """The config as it is hashed: defaults written out, inputs left out (they have identities), Born fields out at their default, How out."""
-    inputs_named = {role for role in kind.takes if _names_input(getattr(config, role, None))}
-    body = config.model_dump(mode="json", exclude=inputs_named)
-    return _without_born(body, config)
-
-
-def _names_input(value: Any) -> bool:
-    """Does a role's value stand for an input? `validation: 0.1` and `teacher: {model: …, base_url: …}` do not: they are config."""
-    return not isinstance(value, int | float) and (isinstance(value, Columns) or not isinstance(value, Part))
-
-
-def planned_identity(planned: Planned) -> dict:
-    """What an input is, without the label under which one step keys its results."""
-    return {k: v for k, v in planned.identity.items() if k != "name"}
-
-
-def _without_born(body: dict, config: Any) -> dict:
-    out = {}
-    for key, value in body.items():
-        metadata = type(config).model_fields[key].metadata
-        born = next((m for m in metadata if isinstance(m, Born)), None)
-        if any(isinstance(m, How) for m in metadata) or (born is not None and value == born.default):
-            continue
-        out[key] = _below(value, getattr(config, key))
-    return out
-
-
-def _below(value: Any, config: Any) -> Any:
-    """A value as it is hashed: a block, or a list or mapping that may hold blocks."""
-    if isinstance(config, list):
-        return [_below(v, c) for v, c in zip(value, config, strict=True)]
-    if isinstance(config, dict):
-        return {k: _below(v, config[k]) for k, v in value.items()}
-    return _without_born(value, config) if hasattr(type(config), "model_fields") else value
-
-
-def _identities(kind: Kind, planned: tuple[Planned, ...], mark: Mark | None) -> dict:
-    out: dict = {}
-    for one in planned:
-        if one.witness:
-            continue
-        takes = kind.takes[one.role]
-        if takes.many and not (takes.lone and sum(i.role == one.role for i in planned) == 1):
-            out.setdefault(one.role, []).append(one.identity)
-        else:
-            out[one.role] = one.identity
-    names = [i.get("name") for role, takes in kind.takes.items() if takes.named for i in out.get(role, [])]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice:
-        what = f"two inputs are called `{twice}`, and results are keyed by name"
-        mend = "give each a name at the top of the recipe, and use it as $name"
-        raise RecipeError([mark.problem(what, mend)]) if mark else UsageError(what, mend=mend)
-    return out
 
 
 def no_hit(found: Artifact, row: Row, digests: dict[str, str | None]) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class Layer:
 
 
 REGISTRY = "slmkit.steps._"  # a prefix: _registry, _step and what else the kinds share
-PLANS = ("slmkit.plan", "slmkit.inputs", "slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY)
+PLANS = ("slmkit.plan", "slmkit.hashed", "slmkit.inputs", "slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact",
+         "slmkit.errors", REGISTRY)  # fmt: skip
 LAYERS = {
     "slmkit": Layer(),
     "slmkit.errors": Layer(heavy_inside=False),
@@ -42,6 +43,7 @@ LAYERS = {
     "slmkit.report": Layer(("slmkit.report", "slmkit.evidence", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
     "slmkit.recipe": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.artifact", "slmkit.errors", REGISTRY)),
     "slmkit.inputs": Layer(("slmkit.recipe", "slmkit.sources", "slmkit.remote", "slmkit.artifact", "slmkit.errors", REGISTRY), ("slmkit.data",)),
+    "slmkit.hashed": Layer(("slmkit.inputs", "slmkit.recipe", "slmkit.errors", REGISTRY)),
     "slmkit.plan": Layer(PLANS),
     "slmkit.capture": Layer(heavy_inside=False),
     "slmkit.engine": Layer((*PLANS, "slmkit.engine", "slmkit.capture", "slmkit.events")),

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from slmkit import plan
+from slmkit import hashed
 from slmkit.artifact import fingerprint as fp
 from slmkit.artifact.manifest import FOLDER, Artifact
 from slmkit.plan import Row
@@ -65,7 +65,7 @@ def _asked(old: Artifact, row: Row) -> list[Cause]:
         out.append(Cause(ASKED, "manifest fingerprint", old.fingerprint[:12], fp.fingerprint(payload)[:12]))
     typed = recorded.said_by_recipe(old, row.kind)
     if typed is not None:
-        moved = fp.differences(plan.identity(typed, row.kind), payload["config"])
+        moved = fp.differences(hashed.of_config(typed, row.kind), payload["config"])
         out += [Cause(ASKED, f"config.{where}", f"{_short(before)} in the recipe kept with it", f"{_short(now)} in the manifest")
                 for where, before, now in moved]  # fmt: skip
     for where, before, now in fp.differences(payload, row.payload):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from slmkit import inputs, plan, sources
+from slmkit import hashed, inputs, plan, sources
 from slmkit.artifact import fingerprint as fp
 from slmkit.artifact.digest import Cache
 from slmkit.artifact.manifest import FOLDER, Artifact
@@ -85,7 +85,7 @@ def config_of(artifact: Artifact, kind: Kind) -> Any:
     """The config that the manifest records, with what is hashed of nothing (bounds, keys' names) from the recipe beside it."""
     recorded = artifact.manifest["fingerprint_payload"]["config"]
     typed = said_by_recipe(artifact, kind)
-    if typed is not None and not fp.differences(plan.identity(typed, kind), recorded):
+    if typed is not None and not fp.differences(hashed.of_config(typed, kind), recorded):
         return typed
     return _validated(kind, recorded | _references(artifact, kind), artifact)
 
