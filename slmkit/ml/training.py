@@ -183,11 +183,12 @@ def _go(run: Run, trainer: Trainer, total: int) -> str | None:
         ctx.log("torn_checkpoints_removed", names=torn)
     if resumed:
         ctx.log("resumed", step=checkpoints.step(resumed))
-    if resumed and checkpoints.step(resumed) >= total:
+    stopped = watch.stopped_at(resumed) if resumed else None
+    if resumed and (stopped or checkpoints.step(resumed) >= total):
         # The trainer, asked to resume at its last step, takes one more; there is nothing left to do but load.
         trainer._load_from_checkpoint(str(resumed))
         trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
-        return None
+        return stopped
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     wrapper = type(trainer.model_wrapped).__name__
     if run.ctx.execution.sharding == "fsdp":

@@ -19,6 +19,7 @@ from slmkit.errors import StepFailed
 from slmkit.ml import checkpoints, models, shards
 from slmkit.steps._step import Context
 
+STOPPED = "slmkit-stopped.json"  # in a checkpoint behind which there is no step: why not
 VALIDATIONS = 4  # times in a run, where nothing else is asked
 KEPT = ("learning_rate", "grad_norm", "entropy", "kl", "reward", "reward_std", "reward_content", "reward_format")  # of what trainers log
 
@@ -93,7 +94,10 @@ class Watch(TrainerCallback):
             dist.barrier()  # every process has written its random state
         if not self.first:
             return
-        checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.stopped:
+            models.write_json(folder / STOPPED, self.stopped)
+        checkpoints.seal(folder)
         self.ctx.log("checkpoint", step=state.global_step)
 
 
@@ -103,6 +107,12 @@ def _agreed(value: float) -> float:
     if dist.is_initialized():
         dist.broadcast_object_list(said)
     return said[0]
+
+
+def stopped_at(checkpoint: Path) -> str | None:
+    """Why the training ended at this checkpoint, if it did before its last step: it must not go on from there."""
+    file = checkpoint / STOPPED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def read_best(state: Path) -> dict | None:

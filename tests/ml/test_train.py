@@ -296,6 +296,17 @@ def test_finished_training_that_died_while_saving_resumes_at_its_end(tmp_path, t
     assert [e["step"] for e in second.events if e["event"] == "resumed"] == [6]
 
 
+def test_stopped_early_and_died_before_it_was_saved_takes_no_more_steps(tmp_path, tiny, rows_file):
+    more = {"early_stopping": {"patience": 1, "min_delta": 9.0}, "validate_every": 1}
+    first, one = run(tmp_path, tiny, rows_file, rows_file, {"checkpoint_every": 1}, **more)
+    assert one.values["steps"] == 2 and "has not improved" in one.values["stopped_early"]
+    before = {p.name: p.read_bytes() for p in first.out.iterdir()}
+    for file in first.out.iterdir():
+        file.unlink()
+    second, two = run(tmp_path, tiny, rows_file, rows_file, {"checkpoint_every": 1}, **more)
+    assert one.values == two.values and {p.name: p.read_bytes() for p in second.out.iterdir()} == before
+
+
 def test_pickled_weights_are_refused(tmp_path, tiny, rows_file):
     folder = tmp_path / "pickled"
     folder.mkdir()
