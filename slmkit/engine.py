@@ -27,6 +27,7 @@ from slmkit.artifact.store import Store, explain_os_error
 from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed, Stopped
 from slmkit.events import Events, now
 from slmkit.plan import Plan, Row, no_hit
+from slmkit.steps._estimate import shown
 from slmkit.steps._step import Context, Given, Result
 
 
@@ -124,6 +125,8 @@ class Engine:
             _remember(row, given, work)
             goes_on = f", going on from attempt {number - 1}" if resumed else ""
             self.screen.say(f"{row.name}: {row.kind.name} into {work.name}{goes_on}")
+            if row.kind.hook("estimate") and not row.kind.hook("forecast"):  # which reads all prompts and a ledger
+                self.screen.say(f"{row.name}: {shown(row.estimate)}")
             events("start", step=row.name, kind=row.kind.name, fingerprint=row.fingerprint, attempt=number, resumed=resumed)
             run = {"argv": list(self.argv), "started": started, "attempts": number, "resumed_from": number - 1 if resumed else None}
             with capture.to_log(attempt / "stderr.log"):

@@ -7,6 +7,7 @@ line or one JSON object. `Terminal` tells the story on a private copy of stderr:
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -115,14 +116,15 @@ class Terminal:
     def progress(self, step: str) -> Callable[..., None]:
         if self.quiet:
             return lambda *_a, **_k: None
-        self.last = time.monotonic()
+        self.last, pace = time.monotonic(), _Pace()
 
         def plain(done: float, total: float | None, what: str, **numbers: float) -> None:
+            pace.begin(what, done)
             if time.monotonic() - self.last < PLAIN_EVERY:
                 return
             self.last = time.monotonic()
             of = f"{done:g}/{total:g}" if total else f"{done:g}"
-            self._write(f"{step}: {what} {of}{_numbers(numbers)}")
+            self._write(f"{step}: {what} {of}{_numbers(numbers)}{pace.left(what, done, total)}")
 
         def drawn(done: float, total: float | None, what: str, **numbers: float) -> None:
             if self.bar is None:
@@ -134,9 +136,10 @@ class Terminal:
 
     def _draw(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeElapsedColumn()]
+        columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
         self.bar = Progress(*columns, console=Console(file=self.stream), transient=True, refresh_per_second=4)
         self.task = self.bar.add_task("", numbers="", visible=False)
         self.bar.start()
@@ -151,6 +154,23 @@ class Terminal:
         if os.environ.get("GITHUB_ACTIONS"):
             for line in _annotations(error):
                 self._write(line)
+
+
+class _Pace:
+    """How long what is being counted will take yet, by what it took since it was first told."""
+
+    def __init__(self):
+        self.what, self.done, self.since = "", 0.0, 0.0
+
+    def begin(self, what: str, done: float) -> None:
+        if what != self.what or done < self.done:
+            self.what, self.done, self.since = what, done, time.monotonic()
+
+    def left(self, what: str, done: float, total: float | None) -> str:
+        if not total or done <= self.done:
+            return ""
+        seconds = (total - done) * (time.monotonic() - self.since) / (done - self.done)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
 
 def _numbers(numbers: dict[str, float]) -> str:

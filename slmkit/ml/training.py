@@ -76,6 +76,8 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
         return launch.run(ctx, "train", config, processes)
     given, here = ctx.inputs["model"], launch.place()
     where = _device(ctx.execution.device, here)
+    if ctx.execution.attention == "flex_attention" and where.type == "cpu":
+        raise UsageError("flex_attention has no backward pass on a CPU", mend="leave `execution.attention` out: sdpa keeps packed rows apart too")
     models.read_config(Path(given.path))
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
@@ -92,6 +94,8 @@ def train(ctx: Context, config: Any, data: Rows, validation: Rows | None) -> Res
     values["chat_template_sha256"] = chat.template_hash(tokenizer)
     if stopped:
         values["stopped_early"] = stopped
+    if values["steps"] == 1 and config.warmup > 0:
+        ctx.log("warning", what="the only step was one of warm-up, at learning rate 0: nothing was learned; `warmup: 0` makes it learn")
     if config.keep == "best":
         best = watch.load_best(trainer.model, ctx.state)
         values |= {"best_step": best["step"], "validation_loss": best["loss"]}

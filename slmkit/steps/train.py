@@ -170,6 +170,8 @@ class Config(StepConfig):
         objective = info.data.get("objective")
         if value and objective == "grpo" and value.dropout:
             raise ValueError("`dropout` is not read by objective grpo: answers are sampled from the model that is trained; remove it")
+        if value and objective == "grpo" and value.variant == "eva":
+            raise ValueError("`variant: eva` begins from the rows that are trained, and grpo's are yet to be sampled; choose another")
         if value and objective not in ("sft", "gkd") and any(n.rpartition(".")[2] == "lm_head" for n in value.modules_to_save):
             raise ValueError(f"objective {objective} computes probabilities from lm_head's own weights; remove it from `modules_to_save`")
         return value
@@ -280,6 +282,8 @@ def blocked(config: Config, execution: Execution) -> str | None:
 
     if absent := [t for t in execution.trackers if importlib.util.find_spec(t) is None]:
         return f"the tracker {absent[0]} is not installed: pip install 'slmkit[{absent[0]}]'"
+    if execution.attention == "flash_attention_2" and not any(map(importlib.util.find_spec, ("flash_attn", "kernels"))):
+        return "flash_attention_2 is not installed: pip install flash-attn (or kernels), or leave `attention` out"
     if isinstance(execution.accelerate, _accelerate.Accelerated) and (why := _accelerate.apart(execution.accelerate)):
         return why
     asked = [r.judge.teacher for r in (config.grpo.rewards if config.grpo else ()) if r.judge]

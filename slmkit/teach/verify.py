@@ -36,7 +36,7 @@ def _python(given: Given) -> Callable[[Made], str | None]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # noqa: BLE001  the user's file may raise anything
+    except (Exception, SystemExit) as e:  # noqa: BLE001  the user's file may raise anything
         raise RecipeError([Problem(f"{given.path.name} cannot be imported: {type(e).__name__}: {e}", str(given.path))]) from e
     function = getattr(module, "verify", None)
     if not callable(function):
@@ -46,7 +46,7 @@ def _python(given: Given) -> Callable[[Made], str | None]:
     def check(made: Made) -> str | None:
         try:
             said = function([dict(m) for m in made.messages], made.answer, made.reference)
-        except Exception as e:  # noqa: BLE001  the user's function may raise anything
+        except (Exception, SystemExit) as e:  # noqa: BLE001  the user's function may raise anything
             raise StepFailed(f"verify failed on {made.place}: {type(e).__name__}: {e}", where=given.path, mend="the answers are kept") from e
         return None if said else "verify said no"
 
