@@ -201,13 +201,15 @@ class _Planner:
             place = self.store.place(made.kind.name, made.fingerprint)
             if made.gives == "dataset":
                 rows = place / "train.jsonl"
-                return Size(bytes=rows.stat().st_size, path=rows) if rows.is_file() else Size()
+                return Size(path=rows, columns=one.said()) if rows.is_file() else Size()
             if place.is_dir() and made.gives != "adapter":
                 return weights(place)
             below = next((i for i in made.inputs if i.type in ("model", "adapter")), None)
             return self._size(below) if below else Size()
         if one.path is None:
             return Size()
+        if one.type == "dataset":
+            return Size(path=one.path, files=one.files, columns=one.said())
         if one.files:
             return Size(bytes=sum(f.stat().st_size for f in one.files), path=one.path if one.type == "task" else None)
         if one.path.is_dir():

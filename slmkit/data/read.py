@@ -178,3 +178,9 @@ def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | N
     if source.convert is None:
         return None
     return source.format if source.form == natural or source.format == "completion" else f"{source.format} {source.form}"
+
+
+def first(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> tuple[Iterator[tuple[Row, int]], list[Path]]:
+    """(the rows from the start with their sizes, as they are wanted; the files): broken ones are passed over. Raises DataError for no files."""
+    found = files.of(path, matched, columns.split if columns else None, str(path))
+    return _Source(found, columns).rows(Tally(skip=True, most=HEAD)), found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.steps import _candidates, _shapes
+from slmkit.steps._step import Columns
 
 BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large vocabularies
 
@@ -19,13 +20,16 @@ BYTES_PER_TOKEN = 4  # of UTF-8 text, as a rule of thumb for English and large v
 class Size:
     """What is known of an input: its weights' parameter count and bytes on disk; of data, the bytes of its files; path where they lie.
 
-    sides: inputs plus outputs of all its linear layers, so that adapters of rank r hold r × sides weights.
+    sides: inputs plus outputs of all its linear layers, so that adapters of rank r hold r × sides weights. files: what a glob matched.
+    columns: the mapping given with data.
     """
 
     parameters: int | None = None
     bytes: int | None = None
     sides: int | None = None
     path: Path | None = None
+    files: tuple[Path, ...] | None = None
+    columns: Columns | None = None
 
 
 def weights(folder: Path) -> Size:
@@ -36,26 +40,23 @@ def weights(folder: Path) -> Size:
     return Size(sum(map(math.prod, stored.values())), total, sum(map(sum, inner)), folder) if stored else Size()
 
 
-def together(sizes: tuple[Size, ...]) -> Size:
-    """Bytes of several sources; unknown if one is."""
-    known = [s.bytes for s in sizes if s.bytes is not None]
-    return Size(bytes=sum(known), path=sizes[0].path if len(sizes) == 1 else None) if len(known) == len(sizes) else Size()
+@dataclass(frozen=True)
+class Lengths:
+    """Of the rows that will be trained: how many, and the tokens of a row."""
+
+    rows: int
+    mean: int
+    longest: int
 
 
-def rows(data: Size, model: Size) -> tuple[int, int, int] | None:
-    """(rows, mean tokens, longest tokens) of a text file with a row a line, from its first megabyte; None for anything else."""
-    if data.path is None or data.path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") or not data.bytes:
-        return None
-    with data.path.open("rb") as file:
-        head = file.read(1 << 20)
-    lines = [len(line) for line in head.splitlines() if line.strip()]
-    if len(head) == 1 << 20:
-        lines = lines[:-1]
-    if not lines:
-        return None
-    count = round(data.bytes / (len(head) / len(lines))) if len(head) == 1 << 20 else len(lines)
-    each = bytes_per_token(head[: 1 << 15], model)
-    return count, max(1, round(sum(lines) / len(lines) / each)), max(1, round(max(lines) / each))
+def lengths(seen: list[tuple[float, tuple[str, ...], float]], model: Size, markup: int) -> Lengths:
+    """By some rows of each source: (its rows, texts, messages a row). markup: tokens around a message."""
+    said = "\n".join(text for _, texts, _ in seen for text in texts[:200])
+    each = bytes_per_token(said.encode("utf-8", "surrogatepass")[: 1 << 15], model)
+    found = [(rows, [len(t.encode("utf-8", "surrogatepass")) / each + turns * markup for t in texts]) for rows, texts, turns in seen]
+    total = sum(rows for rows, _ in found)
+    mean = sum(rows * sum(tokens) / len(tokens) for rows, tokens in found) / total
+    return Lengths(max(1, round(total)), max(1, round(mean)), max(1, round(max(max(tokens) for _, tokens in found))))
 
 
 def bytes_per_token(text: bytes, model: Size) -> float:
@@ -94,7 +95,11 @@ def shown(estimate: dict[str, int | str | list[str]]) -> str:
     for key, value in estimate.items():
         if isinstance(value, list):
             continue
-        if isinstance(value, str):
+        if key == "memory_parts":
+            parts[[p.endswith(" memory") for p in parts].index(True)] += f" ({value})"
+        elif key == "micro_batch":
+            parts.append(f"micro batch {value}")
+        elif isinstance(value, str):
             parts.append(value)
         elif key.endswith("_bytes"):
             size = f"{value / 1e9:.2g} GB" if value >= 1e8 else f"{value / 1e6:.2g} MB"

@@ -11,16 +11,16 @@ from slmkit.steps import _estimate, _memory, _world
 from slmkit.steps._step import NAME
 
 CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as measured on small matrices
+START = 6.0  # seconds until the first step: the libraries, the model
 OVERHEAD = 4e-3  # seconds a layer takes in a forward and backward pass, whatever its size
 
 
-def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate.Size, teacher: int = 0) -> dict[str, int | str]:
+def training(config: Any, execution: Any, model: _estimate.Size, about: _estimate.Lengths | None, teacher: int = 0) -> dict[str, int | str]:
     """Everything that the sizes tell. teacher: bytes of the weights of one that is run here."""
     shape = _memory.shape(model.path) if model.path else None
-    about = _estimate.rows(data, model)
     out: dict[str, int | str] = {}
     if about:
-        count, mean, longest = about
+        count, mean, longest = about.rows, about.mean, about.longest
         steps = config.max_steps or math.ceil(config.epochs * math.ceil(count / config.batch_size))
         out |= {"rows": count, "steps": steps, "tokens": steps * min(config.batch_size, count) * min(mean, config.max_length)}
     if shape is None:
@@ -30,7 +30,7 @@ def training(config: Any, execution: Any, model: _estimate.Size, data: _estimate
     if about:
         out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length), teacher)
     if about and config.objective == "sft":
-        out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out["micro_batch"])
+        out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out.get("micro_batch", 1))
     return out
 
 
@@ -49,6 +49,8 @@ def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, lon
     load = _memory.Load(config.method, rank, numbers, 1, longest, longest, again, gpu, processes=here, shares=shares, **more)
     free = _memory.free_memory()
     micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
+    if share % micro:
+        return {"refused": f"micro_batch {micro} does not divide the {share} rows that a process takes in a step: it will be refused"}
     load = _with(load, micro)
     found = _memory.parts(shape, load)
     out: dict[str, int | str] = {"memory_bytes": _memory.needed(shape, load), "micro_batch": micro, "memory_parts": _memory.shown(found)}
@@ -95,4 +97,4 @@ def _seconds(config: Any, shape: _memory.Shape, tokens: int, steps: int, micro: 
     each = 6 if config.method == "full" else 4
     cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     passes = steps * max(1, config.batch_size // micro)
-    return math.ceil(shape.parameters * each * tokens / (CORE * cores) + passes * shape.layers * OVERHEAD)
+    return math.ceil(START + shape.parameters * each * tokens / (CORE * cores) + passes * shape.layers * OVERHEAD)

@@ -12,6 +12,7 @@ before any model is loaded. A killed run goes on from its last checkpoint and en
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -296,7 +297,22 @@ def blocked(config: Config, execution: Execution) -> str | None:
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int | str]:
     """Steps, tokens, memory at the peak, disk, time; what cannot be known is left out."""
     teacher = sum(size.bytes or 0 for size in sizes.get("teacher") or ())
-    return _forecast.training(config, execution, sizes["model"][0], _estimate.together(sizes["data"]), teacher)
+    return _forecast.training(config, execution, sizes["model"][0], _lengths(config, sizes), teacher)
+
+
+def _lengths(config: Config, sizes: dict) -> _estimate.Lengths | None:
+    """Of the rows that will be trained, by the first of each source; None while one is not there."""
+    from slmkit.data import glance
+
+    seen = []
+    for one in sizes["data"]:
+        found = glance.at(one.path, one.files, one.columns) if one.path else None
+        if found is None:
+            return None
+        seen.append((found.rows * (one.columns.weight if one.columns else 1.0), found.texts, found.turns))
+    about = _estimate.lengths(seen, sizes["model"][0], glance.MARKUP)
+    held_out = config.validation if isinstance(config.validation, float) else 0.0
+    return replace(about, rows=max(1, round(about.rows * (1 - held_out))))
 
 
 def run(ctx: Context, config: Config) -> Result:

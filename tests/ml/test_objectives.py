@@ -236,6 +236,7 @@ def test_settings_of_another_objective_are_refused():
         assert f"`loss_on` is not read by objective {objective}" in refused(objective=objective, loss_on="all", **more)
         assert f"`too_long` is not read by objective {objective}" in refused(objective=objective, too_long="cut_end", **more)
     assert "not read by objective grpo" in refused(objective="grpo", grpo=EXACT, lora={"dropout": 0.1})
+    assert "grpo's are yet to be sampled" in refused(objective="grpo", grpo=EXACT, lora={"variant": "eva"})
     assert "rewards" in refused(objective="grpo") and "holds one of" in refused(objective="grpo", grpo={"rewards": [{}]})
     assert "not read by loss sigmoid" in refused(objective="dpo", dpo={"label_smoothing": 0.1})
     assert "reward_code" in refused(objective="grpo", grpo={"rewards": [{"python": {}}]})

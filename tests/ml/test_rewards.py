@@ -92,14 +92,18 @@ BROKEN = [
     ("import nowhere_to_be_found\n", "cannot be imported: ModuleNotFoundError", "mine.py:1", "pip install nowhere_to_be_found"),
     ("\n\n1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero", "mine.py:3", None),
     ("def score(prompt, answer, reference)\n    return 1\n", "this is no Python: expected ':'", "mine.py:1:37", None),
+    ("import sys\nsys.exit(3)\n", "cannot be imported: SystemExit: 3", "mine.py:2", None),
+    ("import lies_beside\ndef score(p, a, r):\n    return 1\n", "imports lies_beside.py beside it, which is no part of", "mine.py", "one file"),
     ("score = 3\n", "has no function `score`", "mine.py", "def score(prompt, answer, reference)"),
 ]
 
 
 @pytest.mark.parametrize(("text", "what", "where", "mend"), BROKEN)
-def test_code_that_cannot_be_used_is_said_with_its_place(tmp_path, text, what, where, mend):
+def test_code_that_cannot_be_used_is_said_with_its_place(tmp_path, monkeypatch, text, what, where, mend):
     file = tmp_path / "mine.py"
     file.write_text(text)
+    (tmp_path / "lies_beside.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)  # as the current folder is for `python -m slmkit`
     with pytest.raises(RecipeError) as e:
         build({"python": {}}, code=file)
     said = e.value.render()
@@ -111,6 +115,7 @@ def test_code_that_cannot_be_used_is_said_with_its_place(tmp_path, text, what, w
     [
         ("\n    return {}[answer]", "the reward `score` raised KeyError: 'Graz' on row d.jsonl:7, for the answer 'Graz'", 2),
         ("\n    return helper(answer)\n\ndef helper(text):\n    raise OSError('no')", "raised OSError: no on row d.jsonl:7", 5),
+        ("\n    raise SystemExit(0)", "the reward `score` raised SystemExit: 0 on row d.jsonl:7", 2),
         (" return float('nan')", "gave nan instead of a number on row d.jsonl:7, for the answer 'Graz'", 1),
         (" return None", "gave None instead of a number", 1),
         (" return [1.0, 0.5]", "gave a list of 2 instead of a number", 1),
@@ -129,8 +134,9 @@ def test_a_function_that_fails_is_said_with_file_line_and_row(tmp_path, body, wh
 def test_a_function_that_takes_something_else_is_said(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def score(answer):\n    return 1\n")
-    with pytest.raises(StepFailed, match="takes 1 positional argument but 3 were given"):
+    with pytest.raises(StepFailed, match="takes 1 positional argument but 3 were given") as e:
         build({"python": {}}, code=file)[0].score(answer("a"))
+    assert e.value.where == f"{file}:1" and "score(prompt, answer, reference)" in e.value.mend
 
 
 def test_what_is_no_reward_is_refused():

@@ -14,7 +14,7 @@ from conftest import chats, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.data import read, rows
-from slmkit.errors import DataError, RecipeError, StepFailed
+from slmkit.errors import DataError, RecipeError, StepFailed, UsageError
 from slmkit.ml import batches, chat, checkpoints, loss, models, packing, training
 from slmkit.steps import train as step
 from slmkit.steps._step import Context
@@ -305,6 +305,30 @@ def test_stopped_early_and_died_before_it_was_saved_takes_no_more_steps(tmp_path
         file.unlink()
     second, two = run(tmp_path, tiny, rows_file, rows_file, {"checkpoint_every": 1}, **more)
     assert one.values == two.values and {p.name: p.read_bytes() for p in second.out.iterdir()} == before
+
+
+def test_one_step_of_warmup_alone_is_warned_of(tmp_path, tiny, rows_file):
+    warned = [[e for e in run(tmp_path / str(w), tiny, rows_file, max_steps=1, warmup=w)[0].events if e["event"] == "warning"] for w in (0.03, 0.0)]
+    assert any("nothing was learned" in e["what"] for e in warned[0]) and not any("nothing was learned" in e["what"] for e in warned[1])
+
+
+def test_attention_that_cannot_run_here_is_refused_before_a_model_is_loaded(tmp_path, tiny, rows_file, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(UsageError, match="flex_attention has no backward pass on a CPU"):
+        run(tmp_path, tiny, rows_file, execution={"attention": "flex_attention", "device": "cpu"})
+    assert "not installed" in step.blocked(step.Config(**config()), step.Execution(attention="flash_attention_2"))
+
+
+@pytest.mark.parametrize(("fault", "told"), [
+    (MemoryError("big"), True), (torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("can't allocate memory"), True),
+    (NotImplementedError("no such kernel: cannot allocate memory"), False), (RuntimeError("shapes differ"), False)])  # fmt: skip
+def test_only_running_out_of_memory_is_told_as_that(tmp_path, tiny, rows_file, monkeypatch, fault, told):
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(loss, "summed", fail)
+    with pytest.raises(StepFailed if told else type(fault), match="out of memory with micro_batch" if told else str(fault)[:10]):
+        run(tmp_path, tiny, rows_file)
 
 
 def test_pickled_weights_are_refused(tmp_path, tiny, rows_file):

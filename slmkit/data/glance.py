@@ -1,0 +1,73 @@
+"""What a dataset is like by its first rows, for `plan`: how many rows there are, and how long. Reads a megabyte or two, whatever the size."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmkit.data import containers, read
+from slmkit.data.rows import Row
+from slmkit.errors import DataError
+from slmkit.steps._step import Columns
+
+MOST = 2000  # rows that are read
+BYTES = 2 << 20  # of source after which reading ends
+MARKUP = 5  # tokens that a template puts around a message, about
+
+
+@dataclass(frozen=True)
+class Glance:
+    """rows: of all files, by the bytes that those read took where not all were. texts: of each row that was read, what it says. turns: messages
+    a row."""
+
+    rows: int
+    texts: tuple[str, ...]
+    turns: float
+
+
+def at(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> Glance | None:
+    """None where nothing can be told: no rows, a broken file. To say what is wrong is the step's, and `slmkit data`'s."""
+    texts, turns, taken = [], 0, 0
+    try:
+        rows, files = read.first(path, matched, columns)
+        for row, size in rows:
+            texts.append(_text(row))
+            turns, taken = turns + len(row.messages) + len(row.chosen) + len(row.rejected), taken + size
+            if len(texts) == MOST or taken >= BYTES:
+                break
+        else:
+            return Glance(len(texts), tuple(texts), turns / len(texts)) if texts else None
+        return Glance(_count(files, len(texts), taken, texts), tuple(texts), turns / len(texts))
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def _count(files: list[Path], seen: int, taken: int, texts: list[str]) -> int:
+    """About how many rows the files hold: Parquet says it; of others by their size, packed ones by how far such text can be packed."""
+    each, total = taken / seen, 0.0
+    for file in files:
+        kind = containers.suffix(file)
+        if kind == ".parquet":
+            import pyarrow.parquet
+
+            total += pyarrow.parquet.read_metadata(file).num_rows
+            continue
+        size = file.stat().st_size
+        if file.suffix.lower() in containers.PACKED:
+            text = "\n".join(texts).encode("utf-8", "surrogatepass")
+            size *= len(text) / max(1, len(zlib.compress(text)))
+        total += size / each
+    return max(seen, round(total))
+
+
+def _text(row: Row) -> str:
+    said = [row.prompt, row.completion, row.text]
+    for message in (*row.messages, *row.chosen, *row.rejected):
+        said += [message.get("content") or "", message.get("reasoning_content") or ""]
+        if message.get("tool_calls"):
+            said.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    if row.tools:
+        said.append(json.dumps(row.tools, ensure_ascii=False))
+    return "\n".join(s for s in said if s)
