@@ -42,8 +42,8 @@ def together(sizes: tuple[Size, ...]) -> Size:
     return Size(bytes=sum(known), path=sizes[0].path if len(sizes) == 1 else None) if len(known) == len(sizes) else Size()
 
 
-def rows(data: Size, model: Size) -> tuple[int, int, int] | None:
-    """(rows, mean tokens, longest tokens) of a text file with a row a line, from its first megabyte; None for anything else."""
+def rows(data: Size, model: Size) -> tuple[int, int, list[int]] | None:
+    """(rows, mean tokens, the tokens of each that was seen) of a text file with a row a line, from its first megabyte; None for anything else."""
     if data.path is None or data.path.suffix not in (".jsonl", ".ndjson", ".csv", ".tsv") or not data.bytes:
         return None
     with data.path.open("rb") as file:
@@ -55,7 +55,7 @@ def rows(data: Size, model: Size) -> tuple[int, int, int] | None:
         return None
     count = round(data.bytes / (len(head) / len(lines))) if len(head) == 1 << 20 else len(lines)
     each = bytes_per_token(head[: 1 << 15], model)
-    return count, max(1, round(sum(lines) / len(lines) / each)), max(1, round(max(lines) / each))
+    return count, max(1, round(sum(lines) / len(lines) / each)), [max(1, round(n / each)) for n in lines]
 
 
 def bytes_per_token(text: bytes, model: Size) -> float:

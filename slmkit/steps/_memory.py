@@ -120,7 +120,8 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     same = 0.9 * model.parameters * held <= model.bytes < 1.5 * model.parameters * held  # the file's number format is the model's
     # what is not packed stays a view of the file, and so all of it mapped, unless its number format is changed
     mapped = model.bytes if not load.gpu and same else 0
-    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * held
+    cast = 2 if full and load.width == 2 else 0  # bytes a weight: autocast keeps a bf16 copy of each until the backward pass has used it
+    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * (held + cast)
     tokens = (load.tokens or load.micro * load.length) * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
@@ -139,7 +140,7 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     if load.teacher:
         found["teacher"] = load.teacher
     if load.copies:
-        found["reference"] = weights * load.copies
+        found["reference"] = model.parameters * held * load.copies
     if load.sampled:  # sampling and learning take turns: what counts is the larger
         kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
         found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
