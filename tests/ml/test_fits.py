@@ -98,7 +98,7 @@ def test_many_lengths_in_bf16_take_kernels_and_no_more_products_than_are_kept():
 def test_of_skewed_rows_the_largest_micro_batch_counts(tmp_path, tiny):
     """One long row and seven short: packed they take what they hold, side by side eight times the longest."""
     text = [["please parcel 3 goes to Graz " * n, "Graz 3"] for n in (20, 1, 1, 1, 2, 2, 2, 3)]
-    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in text])
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q, "completion": a} for q, a in text])
     said = {}
     for packing in ("on", "off"):
         execution = {"packing": packing, "micro_batch": 8, "allow": ["duplicates", "leaks"]}
