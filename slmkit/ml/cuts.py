@@ -37,8 +37,13 @@ def costs(model: torch.nn.Module) -> Costs:
     # by shape and not by parameters: those of a 4-bit layer are packed. A model without linear layers (GPT-2) has only parameters.
     weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
     weights = weights or sum(p.numel() for p in model.parameters())
-    layers = text.num_hidden_layers
-    return Costs(SECONDS_PER_LAYER * layers * FLOPS_PER_SECOND / (6 * weights), weights / (2 * text.hidden_size * layers))
+    return of_shape(weights, text.hidden_size, text.num_hidden_layers)
+
+
+def of_shape(weights: int, hidden: int, layers: int) -> Costs:
+    """By the weights of the linear layers, before a model is loaded."""
+    weights = max(weights, 1)
+    return Costs(SECONDS_PER_LAYER * layers * FLOPS_PER_SECOND / (6 * weights), weights / (2 * hidden * layers))
 
 
 def cheapest(lengths: list[int], ways: Iterable[batches.Cut], cost: Costs, seed: int, apart: bool) -> batches.Cut:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,8 @@ def free(where: torch.device) -> int:
     return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _memory.free_memory()
 
 
-def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
-    """What one forward pass of the longest rows takes: their tokens, and how many of these are learned."""
+def load_of(run: Run, longest: int, trained: int, micro: int, **known: int) -> _memory.Load:
+    """What one forward pass of the longest rows takes: their tokens, and those learned. known: Load's tokens, learned, lengths."""
     config = run.config
     rank = config.lora.r if config.lora else 0
     width = 4 if run.dtype == torch.float32 else 2
@@ -38,17 +37,22 @@ def load_of(run: Run, longest: int, trained: int, micro: int) -> _memory.Load:
     here = min(run.world, int(os.environ.get("LOCAL_WORLD_SIZE") or run.world))
     shares = run.world if run.ctx.execution.sharding == "fsdp" else 1
     gpu, more = run.where.type == "cuda", more | {"processes": here, "shares": shares}
-    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, gpu, **more)
+    return _memory.Load(config.method, rank, width, micro, longest, trained, recompute, gpu, **more | known)
 
 
-def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int | None) -> int:
-    """The micro batch: the one asked for, or the largest that fits. Logs what it will take. Raises CannotRun when nothing fits."""
+def settle(run: Run, longest: int, trained: int, choices: list[int], asked: int | None, known: Callable[[int], dict] = lambda micro: {}) -> int:
+    """The micro batch: the one asked for, or the largest that fits. Logs what it will take. Raises CannotRun when nothing fits.
+
+    known: a micro batch → what is known of it, see load_of.
+    """
     shape = _memory.shape(Path(run.given.path))
     if shape is None:
         return asked or max(choices)
-    load, room = load_of(run, longest, trained, asked or 1), int(free(run.where) * MARGIN)
-    micro = asked or _memory.largest(shape, load, choices, room) or min(choices)
-    load = replace(load, micro=micro)
+    room = int(free(run.where) * MARGIN)
+    loads = {n: load_of(run, longest, trained, n, **known(n)) for n in ([asked] if asked else choices)}
+    fit = [n for n, load in loads.items() if _memory.needed(shape, load) <= room]
+    micro = max(fit, default=min(loads))
+    load = loads[micro]
     found = _memory.parts(shape, load)
     run.ctx.log("memory", free=room, micro_batch=micro, **found)
     if _memory.needed(shape, load) > room:

@@ -6,6 +6,8 @@ other, packing is turned off and it is said.
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +16,13 @@ from torch.nn.functional import cross_entropy
 from slmkit.errors import Problem, RecipeError
 from slmkit.ml import batches, cuts, memory, rows_attention
 from slmkit.ml.chat import Example
+from slmkit.steps import _memory
 
 if TYPE_CHECKING:
     from slmkit.ml.training import Run
 
 PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU, where `cuts` may choose fewer
+PACKINGS = {"on": (True,), "off": (False,), "auto": (False, True)}
 TRIED = 3  # rows of the self-test
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
 
@@ -27,13 +31,31 @@ def settle(run: Run, examples: list[Example]) -> int:
     """The most rows per forward pass, by what was asked and what fits. Raises RecipeError, or CannotRun when nothing fits."""
     asked = run.ctx.execution.micro_batch
     most = micro_batch(asked, run.config.batch_size, run.world)
-    return memory.settle(run, *memory.longest(examples), choices(run.config.batch_size, run.world), None if asked == "auto" else most)
+    known, fits = partial(_largest, run, examples), choices(run.config.batch_size, run.world)
+    return memory.settle(run, *memory.longest(examples), fits, None if asked == "auto" else most, known)
+
+
+def _largest(run: Run, examples: list[Example], most: int) -> dict[str, int]:
+    """Tokens of the largest micro batch of the first pass, those learned in the one that learns most, and how many lengths there are."""
+    shape, lengths = _memory.shape(Path(run.given.path)), [len(e.ids) for e in examples]
+    cost = cuts.of_shape(shape.linear, shape.hidden, shape.layers)
+    way = _way(run, cost, run.ctx.execution.attention in ("auto", "sdpa"), examples, most, PACKINGS[run.ctx.execution.packing])
+    rows, seen, tokens, learned = batches.order(len(lengths), run.config.seed, 0), set(), 0, 0
+    rows = rows[: (run.config.max_steps or len(rows)) * way.batch_size]
+    for start in range(0, len(rows), way.batch_size):
+        for part in filter(None, batches.deal(rows[start : start + way.batch_size], lengths, way)):
+            wide = [lengths[i] for i in part]
+            seen.update(wide if way.packed else [max(wide)])
+            tokens = max(tokens, sum(wide) if way.packed else len(wide) * max(wide))
+            learned = max(learned, sum(examples[i].trained for i in part))
+    return {"tokens": tokens, "learned": learned, "lengths": len(seen)}
 
 
 def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) -> batches.Cut:
     """How a global batch is cut up, in micro batches of at most so many rows; packing is tested before it is believed."""
-    way = _way(run, model, examples, most, {"on": (True,), "off": (False,), "auto": (False, True)}[run.ctx.execution.packing])
-    apart = way.packed and _apart(run, model)
+    cost, apart = cuts.costs(model), _apart(run, model)
+    way = _way(run, cost, apart, examples, most, PACKINGS[run.ctx.execution.packing])
+    apart = way.packed and apart
     if apart:
         rows_attention.use(model)
     if way.packed and (difference := leak(run, model, examples)):
@@ -41,11 +63,11 @@ def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) ->
             rows_attention.use(model, False)
         what = f"packing is off: with this model and attention kernel rows in one pack see each other ({difference})"
         run.ctx.log("warning", what=what)
-        return _way(run, model, examples, most, (False,))
+        return _way(run, cost, apart, examples, most, (False,))
     return way
 
 
-def _way(run: Run, model: torch.nn.Module, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
+def _way(run: Run, cost: cuts.Costs, apart: bool, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
     """On a CPU the cheapest way for these lengths that was not excluded; elsewhere as many rows as fit, packed if it may be."""
     config, lengths = run.config, [len(e.ids) for e in examples]
     free = run.where.type == "cpu" and run.ctx.execution.micro_batch == "auto"
@@ -54,7 +76,7 @@ def _way(run: Run, model: torch.nn.Module, examples: list[Example], most: int, p
     ways = [batches.Cut(config.batch_size, n, packed, run.rank, run.world) for packed in packings for n in micros]
     if run.where.type != "cpu":
         return ways[-1] if run.where.type == "cuda" else ways[0]
-    return cuts.cheapest(lengths, ways, cuts.costs(model), config.seed, _apart(run, model))
+    return cuts.cheapest(lengths, ways, cost, config.seed, run.where.type == "cpu" and apart)
 
 
 def _apart(run: Run, model: torch.nn.Module) -> bool:

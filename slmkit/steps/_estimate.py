@@ -42,11 +42,11 @@ def weights(folder: Path) -> Size:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows that will be trained: how many, and the tokens of a row."""
+    """Of the rows that will be trained: how many, the mean tokens of a row, and those of each row that was looked at."""
 
     rows: int
     mean: int
-    longest: int
+    seen: tuple[int, ...]
 
 
 def lengths(seen: list[tuple[float, tuple[str, ...], float]], model: Size, markup: int) -> Lengths:
@@ -56,7 +56,7 @@ def lengths(seen: list[tuple[float, tuple[str, ...], float]], model: Size, marku
     found = [(rows, [len(t.encode("utf-8", "surrogatepass")) / each + turns * markup for t in texts]) for rows, texts, turns in seen]
     total = sum(rows for rows, _ in found)
     mean = sum(rows * sum(tokens) / len(tokens) for rows, tokens in found) / total
-    return Lengths(max(1, round(total)), max(1, round(mean)), max(1, round(max(max(tokens) for _, tokens in found))))
+    return Lengths(max(1, round(total)), max(1, round(mean)), tuple(max(1, round(n)) for _, tokens in found for n in tokens))
 
 
 def bytes_per_token(text: bytes, model: Size) -> float:

@@ -20,7 +20,7 @@ def training(config: Any, execution: Any, model: _estimate.Size, about: _estimat
     shape = _memory.shape(model.path) if model.path else None
     out: dict[str, int | str] = {}
     if about:
-        count, mean, longest = about.rows, about.mean, about.longest
+        count, mean, seen = about.rows, about.mean, about.seen
         steps = config.max_steps or math.ceil(config.epochs * math.ceil(count / config.batch_size))
         out |= {"rows": count, "steps": steps, "tokens": steps * min(config.batch_size, count) * min(mean, config.max_length)}
     if shape is None:
@@ -28,16 +28,18 @@ def training(config: Any, execution: Any, model: _estimate.Size, about: _estimat
     rank = config.lora.r if config.lora else 0
     out["disk_bytes"] = shape.bytes if config.method == "full" else rank * shape.sides * 4
     if about:
-        out |= _memory_of(config, execution, shape, rank, min(longest, config.max_length), teacher)
+        out |= _memory_of(config, execution, shape, rank, seen, teacher)
     if about and config.objective == "sft":
         out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out.get("micro_batch", 1))
     return out
 
 
-def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, longest: int, teacher: int) -> dict[str, int | str]:
+def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, seen: list[int], teacher: int) -> dict[str, int | str]:
     gpu = execution.device.startswith("cuda")
     world, here = _processes(execution)
     share = config.batch_size // world
+    seen = [min(n, config.max_length) for n in seen]
+    longest, lengths = max(seen), len(set(seen[: config.batch_size * config.max_steps] if config.max_steps else seen))
     if config.objective == "grpo":
         share, longest = config.batch_size * config.grpo.generations // world, longest + config.grpo.max_new_tokens
     choices = [n for n in range(1, 9) if share % n == 0] or [1]
@@ -46,7 +48,7 @@ def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, lon
     more = _memory.objective(config, world, teacher)
     shares = world if execution.sharding == "fsdp" else 1
     numbers, again = width(config.precision), execution.gradient_checkpointing
-    load = _memory.Load(config.method, rank, numbers, 1, longest, longest, again, gpu, processes=here, shares=shares, **more)
+    load = _memory.Load(config.method, rank, numbers, 1, longest, longest, again, gpu, processes=here, shares=shares, lengths=lengths, **more)
     free = _memory.free_memory()
     micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
     if share % micro:

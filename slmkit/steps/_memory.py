@@ -21,6 +21,8 @@ HEADS = 5.5  # × the output layer in fp32, for grpo on a CPU: what sampling and
 SAMPLED = 12  # bytes a logit of the token that is drawn: itself, sorted or scaled, its probability
 TOTALS = ("peak", "others", "all")
 SPARING, HOLES = 80e6, 0.8  # of libraries and of fp32 activations: what does not stand idle in the processes of fsdp on a CPU (steps/_world.sparing)
+KERNEL, CACHED, EACH = 0.75e6, 128, 32  # bytes of a compiled bf16 product; how many are kept (ml/__init__), and made for one length
+ATTENTION, TILES = (0.25e6, 0.9e6), 512  # bytes of the attention kernels that torch keeps for every length up to so many tokens, and beyond
 TRANSIENT = 5  # × the MLP's width: what the backward pass of one layer holds at once
 
 
@@ -69,6 +71,7 @@ class Load:
     of the output layer beside it.
     sampled: answers generated at once, for rewards. copies: further models of the same weights (a reference of full training).
     logit: bytes a logit of a trained token. teacher: bytes of another model's weights that stand beside this one.
+    tokens, learned: of the largest micro batch, where that is known better than as `micro` of the longest rows. lengths: how many there are.
     processes: of this machine. shares: processes among which one model is shared (fsdp); 1 where each holds it whole.
     """
 
@@ -87,6 +90,9 @@ class Load:
     copies: int = 0
     logit: int = LOGIT
     teacher: int = 0
+    tokens: int = 0
+    learned: int = 0
+    lengths: int = 1
     processes: int = 1
     shares: int = 1
 
@@ -114,8 +120,9 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     same = 0.9 * model.parameters * held <= model.bytes < 1.5 * model.parameters * held  # the file's number format is the model's
     # what is not packed stays a view of the file, and so all of it mapped, unless its number format is changed
     mapped = model.bytes if not load.gpu and same else 0
-    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * held
-    tokens = load.micro * load.length * load.sequences
+    cast = 2 if full and load.width == 2 else 0  # bytes a weight: autocast keeps a bf16 copy of each until the backward pass has used it
+    weights = model.linear * 0.53 + rest * held + mapped if four_bit else model.parameters * (held + cast)
+    tokens = (load.tokens or load.micro * load.length) * load.sequences
     per_layer = 8 * model.hidden + 4.6 * model.mlp if full else 14 * model.hidden + 7.3 * model.mlp
     number = 4 if load.width == 4 else 3 if full else 2.25  # some of the numbers stay fp32
     again = 1 if load.shares > 1 and not load.gpu else 3  # layers whose numbers stand at once, or leave holes
@@ -128,10 +135,12 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
         "activations": tokens * number * (kept + TRANSIENT * model.mlp),
         "logits": _logits(model, load, tokens),
     }
+    if load.width == 2 and not load.gpu:
+        found["kernels"] = _kernels(load)
     if load.teacher:
         found["teacher"] = load.teacher
     if load.copies:
-        found["reference"] = weights * load.copies
+        found["reference"] = model.parameters * held * load.copies
     if load.sampled:  # sampling and learning take turns: what counts is the larger
         kept_whole = load.sampled * (load.length * model.cached * model.layers * load.width + model.vocabulary * SAMPLED)
         found["sampling"] = max(0, kept_whole - found["activations"] - found["logits"])
@@ -156,6 +165,13 @@ def parts(model: Shape, load: Load) -> dict[str, int]:
     return {k: int(v) for k, v in (found | {"peak": peak} | several).items()}
 
 
+def _kernels(load: Load) -> float:
+    """What is compiled for bf16 on a CPU, for each length anew: matrix products, of which so many are kept, and attention, which is kept for good."""
+    beyond = max(0.0, 1 - TILES / load.length)
+    products = max(0, min(CACHED, EACH * load.lengths) - EACH) * KERNEL  # those of one length are in the libraries' share
+    return products + (load.lengths - 1) * (ATTENTION[0] * (1 - beyond) + ATTENTION[1] * beyond)
+
+
 def _gathered(model: Shape, full: bool, held: int) -> float:
     """What one process holds whole for a while under fsdp: embeddings and head throughout, a block and the next, and their gradients on the way."""
     block, rest = model.linear / max(1, model.layers), model.parameters - model.linear
@@ -170,7 +186,7 @@ def needed(model: Shape, load: Load) -> int:
 
 def _logits(model: Shape, load: Load, tokens: int) -> int:
     if not load.fused:
-        return load.micro * load.trained * model.vocabulary * load.logit
+        return (load.learned or load.micro * load.trained) * model.vocabulary * load.logit
     tile = min(tokens, TILE[0]) * min(model.vocabulary, TILE[1]) * (4 if load.gpu else TILED)
     heads = int(load.method == "full") + (0 if load.gpu else load.heads)
     return tile + tokens * model.hidden * 4 * 3 + model.vocabulary * model.hidden * 4 * heads
@@ -199,7 +215,7 @@ def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -
             said = f"{where}.max_length={length} --set {where}.execution.micro_batch={least} --set {where}.execution.gradient_checkpointing=true"
             tries.append((said, change))
     for said, change in tries:
-        if needed(model, replace(load, **change)) <= free:
+        if needed(model, replace(load, **{"tokens": 0, "learned": 0} | change)) <= free:
             return f"--set {said}"
     return "a smaller base model, or a machine with more memory"
 
