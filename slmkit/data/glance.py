@@ -19,27 +19,30 @@ MARKUP = 5  # tokens that a template puts around a message, about
 
 @dataclass(frozen=True)
 class Glance:
-    """rows: of all files, by the bytes that those read took where not all were. texts: of each row that was read, what it says. turns: messages
-    a row."""
+    """rows: of all files, by the bytes that those read took where not all were. texts: of each row that was read, what it says; answers: how much of
+    it, in characters, an assistant wrote. turns: messages a row."""
 
     rows: int
     texts: tuple[str, ...]
+    answers: tuple[int, ...]
     turns: float
 
 
 def at(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> Glance | None:
     """None where nothing can be told: no rows, a broken file. To say what is wrong is the step's, and `slmkit data`'s."""
-    texts, turns, taken = [], 0, 0
+    texts, answers, turns, taken = [], [], 0, 0
     try:
         rows, files = read.first(path, matched, columns)
         for row, size in rows:
-            texts.append(_text(row))
+            text, answer = _said(row)
+            texts.append(text)
+            answers.append(answer)
             turns, taken = turns + len(row.messages) + len(row.chosen) + len(row.rejected), taken + size
             if len(texts) == MOST or taken >= BYTES:
                 break
         else:
-            return Glance(len(texts), tuple(texts), turns / len(texts)) if texts else None
-        return Glance(_count(files, len(texts), taken, texts), tuple(texts), turns / len(texts))
+            return Glance(len(texts), tuple(texts), tuple(answers), turns / len(texts)) if texts else None
+        return Glance(_count(files, len(texts), taken, texts), tuple(texts), tuple(answers), turns / len(texts))
     except (DataError, OSError, ValueError):
         return None
 
@@ -62,12 +65,14 @@ def _count(files: list[Path], seen: int, taken: int, texts: list[str]) -> int:
     return max(seen, round(total))
 
 
-def _text(row: Row) -> str:
-    said = [row.prompt, row.completion, row.text]
+def _said(row: Row) -> tuple[str, int]:
+    """(all texts of a row, the characters of those that an assistant wrote: of a plain text all)."""
+    given, answers = [row.prompt], [row.completion, row.text]
     for message in (*row.messages, *row.chosen, *row.rejected):
-        said += [message.get("content") or "", message.get("reasoning_content") or ""]
+        part = answers if message["role"] == "assistant" else given
+        part += [message.get("content") or "", message.get("reasoning_content") or ""]
         if message.get("tool_calls"):
-            said.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+            part.append(json.dumps(message["tool_calls"], ensure_ascii=False))
     if row.tools:
-        said.append(json.dumps(row.tools, ensure_ascii=False))
-    return "\n".join(s for s in said if s)
+        given.append(json.dumps(row.tools, ensure_ascii=False))
+    return "\n".join(s for s in given + answers if s), sum(map(len, answers))

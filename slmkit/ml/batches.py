@@ -8,28 +8,12 @@ over the trained tokens of the whole global batch and divided by their number, s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slmkit.ml.chat import IGNORED, Example
-
-
-@dataclass(frozen=True)
-class Cut:
-    """rows per global batch and per micro batch, whether a micro batch is packed, and this process among all."""
-
-    batch_size: int
-    micro_batch: int
-    packed: bool = False
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def accumulation(self) -> int:
-        """Micro batches per optimizer step on each process."""
-        return self.batch_size // (self.micro_batch * self.world)
+from slmkit.steps._cuts import Cut, deal
 
 
 class Rows(Dataset):
@@ -49,21 +33,6 @@ def order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of the rows in one pass; another in every epoch, the same on every process."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
     return torch.randperm(count, generator=generator).tolist()
-
-
-def deal(rows: list[int], lengths: list[int], cut: Cut) -> list[list[int]]:
-    """One global batch as micro batches for all processes: `accumulation × world` lists, some of which may be empty."""
-    slots = cut.accumulation * cut.world
-    longest = sorted(rows, key=lambda i: (-lengths[i], i))
-    if not cut.packed:
-        return [longest[s * cut.micro_batch : (s + 1) * cut.micro_batch] for s in range(slots)]
-    bins: list[list[int]] = [[] for _ in range(slots)]
-    loads = [0] * slots
-    for i in longest:  # the longest into the emptiest: near-equal loads, whatever the lengths
-        lightest = loads.index(min(loads))
-        bins[lightest].append(i)
-        loads[lightest] += lengths[i]
-    return bins
 
 
 class GlobalBatches(Sampler):

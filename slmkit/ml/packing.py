@@ -16,13 +16,12 @@ from torch.nn.functional import cross_entropy
 from slmkit.errors import Problem, RecipeError
 from slmkit.ml import batches, cuts, memory, rows_attention
 from slmkit.ml.chat import Example
-from slmkit.steps import _memory
+from slmkit.steps import _cuts, _memory
 
 if TYPE_CHECKING:
     from slmkit.ml.training import Run
 
 PADDED_ROWS = 8  # rows per forward pass where memory is no question: more is no faster on a CPU, where `cuts` may choose fewer
-PACKINGS = {"on": (True,), "off": (False,), "auto": (False, True)}
 TRIED = 3  # rows of the self-test
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}  # relative to the row's loss, and to the largest logit
 
@@ -38,23 +37,16 @@ def settle(run: Run, examples: list[Example]) -> int:
 def _largest(run: Run, examples: list[Example], most: int) -> dict[str, int]:
     """Tokens of the largest micro batch of the first pass, those learned in the one that learns most, and how many lengths there are."""
     shape, lengths = _memory.shape(Path(run.given.path)), [len(e.ids) for e in examples]
-    cost = cuts.of_shape(shape.linear, shape.hidden, shape.layers)
-    way = _way(run, cost, run.ctx.execution.attention in ("auto", "sdpa"), examples, most, PACKINGS[run.ctx.execution.packing])
-    rows, seen, tokens, learned = batches.order(len(lengths), run.config.seed, 0), set(), 0, 0
-    rows = rows[: (run.config.max_steps or len(rows)) * way.batch_size]
-    for start in range(0, len(rows), way.batch_size):
-        for part in filter(None, batches.deal(rows[start : start + way.batch_size], lengths, way)):
-            wide = [lengths[i] for i in part]
-            seen.update(wide if way.packed else [max(wide)])
-            tokens = max(tokens, sum(wide) if way.packed else len(wide) * max(wide))
-            learned = max(learned, sum(examples[i].trained for i in part))
-    return {"tokens": tokens, "learned": learned, "lengths": len(seen)}
+    cost = _cuts.of_shape(shape.linear, shape.hidden, shape.layers)
+    way = _way(run, cost, run.ctx.execution.attention in ("auto", "sdpa"), examples, most, _cuts.PACKINGS[run.ctx.execution.packing])
+    order = batches.order(len(lengths), run.config.seed, 0)
+    return _cuts.largest(lengths, [e.trained for e in examples], order[: (run.config.max_steps or len(order)) * way.batch_size], way)
 
 
 def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) -> batches.Cut:
     """How a global batch is cut up, in micro batches of at most so many rows; packing is tested before it is believed."""
     cost, apart = cuts.costs(model), _apart(run, model)
-    way = _way(run, cost, apart, examples, most, PACKINGS[run.ctx.execution.packing])
+    way = _way(run, cost, apart, examples, most, _cuts.PACKINGS[run.ctx.execution.packing])
     apart = way.packed and apart
     if apart:
         rows_attention.use(model)
@@ -67,16 +59,14 @@ def cut(run: Run, model: torch.nn.Module, examples: list[Example], most: int) ->
     return way
 
 
-def _way(run: Run, cost: cuts.Costs, apart: bool, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
+def _way(run: Run, cost: _cuts.Costs, apart: bool, examples: list[Example], most: int, packings: tuple[bool, ...]) -> batches.Cut:
     """On a CPU the cheapest way for these lengths that was not excluded; elsewhere as many rows as fit, packed if it may be."""
     config, lengths = run.config, [len(e.ids) for e in examples]
-    free = run.where.type == "cpu" and run.ctx.execution.micro_batch == "auto"
-    share = config.batch_size // run.world
-    micros = [n for n in range(most, 0, -1) if share % n == 0] if free else [most]
-    ways = [batches.Cut(config.batch_size, n, packed, run.rank, run.world) for packed in packings for n in micros]
-    if run.where.type != "cpu":
+    cpu = run.where.type == "cpu"
+    ways = _cuts.ways(config.batch_size // run.world, most, packings, cpu and run.ctx.execution.micro_batch == "auto", run.rank, run.world)
+    if not cpu:
         return ways[-1] if run.where.type == "cuda" else ways[0]
-    return cuts.cheapest(lengths, ways, cost, config.seed, run.where.type == "cpu" and apart)
+    return _cuts.cheapest(lengths, batches.order(len(lengths), config.seed, 0), ways, cost, apart)
 
 
 def _apart(run: Run, model: torch.nn.Module) -> bool:

@@ -42,21 +42,26 @@ def weights(folder: Path) -> Size:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows that will be trained: how many, the mean tokens of a row, and those of each row that was looked at."""
+    """Of the rows that will be trained: how many, the mean tokens of a row, those of each row that was looked at, and the part of them that an
+    assistant wrote."""
 
     rows: int
     mean: int
     seen: tuple[int, ...]
+    answers: tuple[int, ...]
 
 
-def lengths(seen: list[tuple[float, tuple[str, ...], float]], model: Size, markup: int) -> Lengths:
-    """By some rows of each source: (its rows, texts, messages a row). markup: tokens around a message."""
-    said = "\n".join(text for _, texts, _ in seen for text in texts[:200])
+def lengths(seen: list[tuple[float, tuple[str, ...], tuple[int, ...], float]], model: Size, markup: int) -> Lengths:
+    """By some rows of each source: (its rows, texts, characters of answers, messages a row). markup: tokens around a message."""
+    said = "\n".join(text for _, texts, _, _ in seen for text in texts[:200])
     each = bytes_per_token(said.encode("utf-8", "surrogatepass")[: 1 << 15], model)
-    found = [(rows, [len(t.encode("utf-8", "surrogatepass")) / each + turns * markup for t in texts]) for rows, texts, turns in seen]
+    found = [(rows, [len(t.encode("utf-8", "surrogatepass")) / each + turns * markup for t in texts]) for rows, texts, _, turns in seen]
+    shares = [answer / max(1, len(text)) for _, texts, answers, _ in seen for text, answer in zip(texts, answers, strict=True)]
     total = sum(rows for rows, _ in found)
     mean = sum(rows * sum(tokens) / len(tokens) for rows, tokens in found) / total
-    return Lengths(max(1, round(total)), max(1, round(mean)), tuple(max(1, round(n)) for _, tokens in found for n in tokens))
+    tokens = tuple(max(1, round(n)) for _, some in found for n in some)
+    answers = tuple(max(1, round(n * share)) for n, share in zip(tokens, shares, strict=True))
+    return Lengths(max(1, round(total)), max(1, round(mean)), tokens, answers)
 
 
 def bytes_per_token(text: bytes, model: Size) -> float:

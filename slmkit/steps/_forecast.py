@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slmkit.steps import _estimate, _memory, _world
+from slmkit.steps import _cuts, _estimate, _memory, _world
 from slmkit.steps._step import NAME
 
 CORE = 20e9  # floating-point operations a second of one CPU core in fp32, as measured on small matrices
@@ -20,7 +22,7 @@ def training(config: Any, execution: Any, model: _estimate.Size, about: _estimat
     shape = _memory.shape(model.path) if model.path else None
     out: dict[str, int | str] = {}
     if about:
-        count, mean, seen = about.rows, about.mean, about.seen
+        count, mean = about.rows, about.mean
         steps = config.max_steps or math.ceil(config.epochs * math.ceil(count / config.batch_size))
         out |= {"rows": count, "steps": steps, "tokens": steps * min(config.batch_size, count) * min(mean, config.max_length)}
     if shape is None:
@@ -28,32 +30,34 @@ def training(config: Any, execution: Any, model: _estimate.Size, about: _estimat
     rank = config.lora.r if config.lora else 0
     out["disk_bytes"] = shape.bytes if config.method == "full" else rank * shape.sides * 4
     if about:
-        out |= _memory_of(config, execution, shape, rank, seen, teacher)
+        out |= _memory_of(config, execution, shape, rank, about, teacher)
     if about and config.objective == "sft":
         out["seconds"] = _seconds(config, shape, out["tokens"], out["steps"], out.get("micro_batch", 1))
     return out
 
 
-def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, seen: list[int], teacher: int) -> dict[str, int | str]:
+def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, about: _estimate.Lengths, teacher: int) -> dict[str, int | str]:
     gpu = execution.device.startswith("cuda")
     world, here = _processes(execution)
     share = config.batch_size // world
-    seen = [min(n, config.max_length) for n in seen]
-    longest, lengths = max(seen), len(set(seen[: config.batch_size * config.max_steps] if config.max_steps else seen))
+    seen = [min(n, config.max_length) for n in about.seen]
+    longest, answers = max(seen), max(about.answers)
     if config.objective == "grpo":
         share, longest = config.batch_size * config.grpo.generations // world, longest + config.grpo.max_new_tokens
-    choices = [n for n in range(1, 9) if share % n == 0] or [1]
     if config.objective == "gkd" and config.gkd.on_policy:
         longest += config.gkd.max_new_tokens
-    more = _memory.objective(config, world, teacher)
-    shares = world if execution.sharding == "fsdp" else 1
-    numbers, again = width(config.precision), execution.gradient_checkpointing
-    load = _memory.Load(config.method, rank, numbers, 1, longest, longest, again, gpu, processes=here, shares=shares, lengths=lengths, **more)
+    choices = [n for n in range(1, 9) if share % n == 0] or [1]
+    more = _memory.objective(config, world, teacher) | {"processes": here, "shares": world if execution.sharding == "fsdp" else 1}
+    learned = min(longest, answers) if config.objective == "sft" and config.loss_on == "assistant" else longest
+    load = _memory.Load(config.method, rank, width(config.precision), 1, longest, learned, execution.gradient_checkpointing, gpu, **more)
     free = _memory.free_memory()
-    micro = execution.micro_batch if execution.micro_batch != "auto" else _memory.largest(shape, load, choices, free) or 1
-    if share % micro:
-        return {"refused": f"micro_batch {micro} does not divide the {share} rows that a process takes in a step: it will be refused"}
-    load = _with(load, micro)
+    if execution.micro_batch != "auto" and share % execution.micro_batch:
+        what = f"micro_batch {execution.micro_batch} does not divide the {share} rows that a process takes in a step"
+        return {"refused": f"{what}: it will be refused"}
+    loads = {n: replace(load, micro=n, **_largest(config, execution, shape, about, seen, world, n)) for n in choices}
+    fit = [n for n, one in loads.items() if _memory.needed(shape, one) <= free]
+    micro = execution.micro_batch if execution.micro_batch != "auto" else max(fit, default=1)
+    load = loads.get(micro) or replace(load, micro=micro, **_largest(config, execution, shape, about, seen, world, micro))
     found = _memory.parts(shape, load)
     out: dict[str, int | str] = {"memory_bytes": _memory.needed(shape, load), "micro_batch": micro, "memory_parts": _memory.shown(found)}
     if here > 1:
@@ -61,6 +65,20 @@ def _memory_of(config: Any, execution: Any, shape: _memory.Shape, rank: int, see
     if not gpu and _memory.needed(shape, load) > free:
         out["does_not_fit"] = f"{free / 1e9:.2g} GB are free; try {_memory.advice(shape, load, choices, free, NAME)}"
     return out
+
+
+def _largest(config: Any, execution: Any, shape: _memory.Shape, about: _estimate.Lengths, seen: list[int], world: int, most: int) -> dict[str, int]:
+    """Of sft: the largest micro batch of at most so many rows, as the rows that were looked at would be cut up."""
+    if config.objective != "sft":
+        return {}
+    cpu, order = not execution.device.startswith("cuda"), list(range(len(seen)))
+    random.Random(config.seed).shuffle(order)
+    free = cpu and execution.micro_batch == "auto"
+    ways = _cuts.ways(config.batch_size // world, most, _cuts.PACKINGS[execution.packing], free, 0, world)
+    cost = _cuts.of_shape(shape.linear, shape.hidden, shape.layers)
+    way = _cuts.cheapest(seen, order, ways, cost, execution.attention in ("auto", "sdpa")) if cpu else ways[-1]
+    trained = about.answers if config.loss_on == "assistant" else seen
+    return _cuts.largest(seen, trained, order[: (config.max_steps or len(order)) * config.batch_size], way)
 
 
 def _processes(execution: Any) -> tuple[int, int]:
@@ -75,12 +93,6 @@ def _processes(execution: Any) -> tuple[int, int]:
     cards = Path("/proc/driver/nvidia/gpus")
     count = len(list(cards.iterdir())) if cards.is_dir() and execution.device in ("auto", "cuda") else 1
     return max(1, count), max(1, count)
-
-
-def _with(load: _memory.Load, micro: int) -> _memory.Load:
-    from dataclasses import replace
-
-    return replace(load, micro=micro)
 
 
 def width(precision: str) -> int:

@@ -192,13 +192,6 @@ def _logits(model: Shape, load: Load, tokens: int) -> int:
     return tile + tokens * model.hidden * 4 * 3 + model.vocabulary * model.hidden * 4 * heads
 
 
-def largest(model: Shape, load: Load, choices: list[int], free: int) -> int | None:
-    """The largest of the micro batches that fits into `free` bytes, or None."""
-    from dataclasses import replace
-
-    return max((n for n in choices if needed(model, replace(load, micro=n)) <= free), default=None)
-
-
 def advice(model: Shape, load: Load, choices: list[int], free: int, step: str) -> str:
     """What would fit into `free` bytes: a `--set` for the first of the mends that does."""
     from dataclasses import replace

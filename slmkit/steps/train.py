@@ -309,7 +309,7 @@ def _lengths(config: Config, sizes: dict) -> _estimate.Lengths | None:
         found = glance.at(one.path, one.files, one.columns) if one.path else None
         if found is None:
             return None
-        seen.append((found.rows * (one.columns.weight if one.columns else 1.0), found.texts, found.turns))
+        seen.append((found.rows * (one.columns.weight if one.columns else 1.0), found.texts, found.answers, found.turns))
     about = _estimate.lengths(seen, sizes["model"][0], glance.MARKUP)
     held_out = config.validation if isinstance(config.validation, float) else 0.0
     return replace(about, rows=max(1, round(about.rows * (1 - held_out))))

@@ -8,34 +8,36 @@ from hypothesis import given as with_
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from slmkit.ml import adapters, batches, chat, cuts, loss, models, packing, rows_attention, training
+from slmkit.ml import adapters, batches, chat, loss, models, packing, rows_attention, training
+from slmkit.steps import _cuts
 from slmkit.steps import train as step
 from slmkit.steps._step import Context
 from tests.support.drive import given
 
 WAYS = [batches.Cut(8, n, packed) for packed in (False, True) for n in (8, 4, 2, 1)]
-COST = cuts.Costs(fixed=40, even=1500)
+COST = _cuts.Costs(fixed=40, even=1500)
 SKEWED = [30, 40, 40, 50, 60, 80, 150, 700] * 20
+ORDER = batches.order(160, 0, 0)
 
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_skewed_lengths_are_packed_and_equal_ones_padded(apart):
-    assert cuts.cheapest(SKEWED, WAYS, COST, 0, apart).packed
-    assert cuts.cheapest([100] * 160, WAYS, COST, 0, apart) == batches.Cut(8, 8, False)
+    assert _cuts.cheapest(SKEWED, ORDER, WAYS, COST, apart).packed
+    assert _cuts.cheapest([100] * 160, ORDER, WAYS, COST, apart) == batches.Cut(8, 8, False)
 
 
 def test_long_packs_are_cut_where_every_pair_costs():
-    whole, apart = (cuts.cheapest([n * 10 for n in SKEWED], WAYS[4:], COST, 0, a).micro_batch for a in (False, True))
+    whole, apart = (_cuts.cheapest([n * 10 for n in SKEWED], ORDER, WAYS[4:], COST, a).micro_batch for a in (False, True))
     assert whole < 8 and apart == 8
 
 
 @settings(max_examples=30, deadline=None)
 @with_(st.lists(st.integers(2, 60), min_size=1, max_size=8), st.integers(0, 3))
 def test_the_cost_of_padding_is_never_less_than_of_rows_alone(lengths, seed):
-    free = cuts.Costs(fixed=0, even=1500)
+    free = _cuts.Costs(fixed=0, even=1500)
     alone = sum(free.of(1, n) for n in lengths)
     for way in WAYS:
-        assert cuts._total(lengths, way, free, seed, True) >= alone - 1e-6
+        assert _cuts.total(lengths, batches.order(len(lengths), seed, 0), way, free, True) >= alone - 1e-6
 
 
 def _rows(tiny, rows_file):

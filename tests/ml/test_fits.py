@@ -10,7 +10,9 @@ from conftest import write_jsonl
 
 from slmkit.errors import CannotRun
 from slmkit.ml import memory
-from slmkit.steps import _memory
+from slmkit.steps import _forecast, _memory
+from slmkit.steps import train as step
+from slmkit.steps._estimate import Size, weights
 from tests.ml.test_train import run
 
 SHAPE = _memory.Shape(75_000_000, 75_000_000, 150_000_000, 13568 * 12, 12, 768, 2048, 512)
@@ -51,7 +53,7 @@ def test_the_plan_says_what_each_process_takes(cli):
     rows = '{"prompt": "a", "completion": "b"}\n' * 4
     (cli.folder / "rows.jsonl").write_text(rows)
     step = "{kind: train, data: rows.jsonl, method: full, batch_size: 4, execution: {processes: 2, sharding: %s, device: cpu}}"
-    said = {"fsdp": "1.2 GB in all, 0.58 GB in the first process and 0.58 GB in the other", "none": "1.3 GB in all, 0.66 GB in each of 2 processes"}
+    said = {"fsdp": "1.2 GB in all, 0.58 GB in the first process and 0.57 GB in the other", "none": "1.3 GB in all, 0.66 GB in each of 2 processes"}
     for sharding, words in said.items():
         (cli.folder / "r.yaml").write_text(f"recipe: r\nbase: demo:student\nsteps:\n  t: {step % sharding}\n")
         done = cli("plan", "r.yaml")
@@ -110,12 +112,29 @@ def test_of_skewed_rows_the_largest_micro_batch_counts(tmp_path, tiny):
     assert said["on"]["logits"] == said["off"]["logits"] == result.values["trained_tokens"] * 384 * _memory.LOGIT
 
 
+def test_the_plan_of_skewed_rows_is_that_of_the_training(tmp_path, tiny, cli):
+    """What plan reckons from the texts is what train does from the tokens: packed, cut up alike, with as much of it learned."""
+    text = [["please parcel 3 goes to Graz " * n, "Graz 3"] for n in (20, 1, 1, 1, 2, 2, 2, 3) * 4]
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q, "completion": f"{a} {i}"} for i, (q, a) in enumerate(text)])
+    execution = {"packing": "on", "micro_batch": 8, "allow": ["duplicates", "leaks"]}
+    driver, _ = run(tmp_path / "t", tiny, file, method="lora", batch_size=8, max_steps=4, max_length=512, precision="fp32", execution=execution)
+    said = next(e for e in driver.events if e["event"] == "memory")
+    config = step.Config(model="m", data="d", method="lora", batch_size=8, max_steps=4, max_length=512)
+    about = step._lengths(config, {"model": (weights(tiny),), "data": (Size(path=file),)})
+    shape = _memory.shape(tiny)
+    known = _forecast._largest(config, step.Execution(packing="on", micro_batch=8), shape, about, list(about.seen), 1, 8)
+    load = _memory.Load("lora", 4, 4, 8, max(about.seen), 9)
+    planned, widest = _memory.parts(shape, replace(load, **known)), _memory.parts(shape, load)
+    assert planned["activations"] == pytest.approx(said["activations"], rel=0.2) and planned["activations"] < widest["activations"] / 2
+    assert 0 < planned["logits"] < 2.5 * said["logits"], "end-of-turn marks are guessed at"
+
+
 def test_the_advice_fits():
     load = _memory.Load("lora", 16, 4, 8, 2048, 900)
     room = 4_000_000_000
     assert _memory.parts(SHAPE, load)["peak"] > room
     assert "--set steps.sft.execution.micro_batch=1" in _memory.advice(SHAPE, load, [1, 2, 4, 8], room, "sft")
-    assert _memory.largest(SHAPE, load, [1, 2, 4, 8], room) == 1
+    assert _memory.needed(SHAPE, replace(load, micro=1)) <= room < _memory.needed(SHAPE, replace(load, micro=2))
     assert "smaller base model" in _memory.advice(SHAPE, load, [1, 2, 4, 8], 10, "sft")
 
 
