@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -24,9 +25,10 @@ from slmkit import capture, inputs
 from slmkit.artifact import card, digest, manifest, provenance
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store, explain_os_error
-from slmkit.errors import CannotRun, CheckFailed, RecipeError, SlmkitError, StepFailed, Stopped
+from slmkit.errors import CannotRun, CheckFailed, Problem, RecipeError, SlmkitError, StepFailed, Stopped
 from slmkit.events import Events, now
 from slmkit.plan import Plan, Row, no_hit
+from slmkit.recipe.located import Mark
 from slmkit.steps._estimate import shown
 from slmkit.steps._step import Context, Given, Result
 
@@ -189,7 +191,7 @@ class Engine:
         """Write failure.json and say the error in slmkit's terms. The attempt and its state stay for the next run."""
         stopped = isinstance(error, (KeyboardInterrupt, Stopped))  # another SystemExit is a library's way out, and a failure
         if isinstance(error, RecipeError):
-            error.problems = [p if p.file else row.mark.problem(p.what, p.mend) for p in error.problems]
+            error.problems = [p if p.file or row.mark is None else _placed(row.mark, p) for p in error.problems]
         foreseen = error if isinstance(error, SlmkitError) or stopped else explain_os_error(error, self.store.root)
         log = attempt / "stderr.log"
         if foreseen is None:
@@ -208,6 +210,13 @@ class Engine:
 
 
 CONSUMED = "consumed.json"
+KEYS = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")  # with which a problem begins that belongs to a key: `lora.target: …`
+
+
+def _placed(mark: Mark, problem: Problem) -> Problem:
+    """A problem of a step, with the place of its key in the recipe."""
+    named = KEYS.match(problem.what)
+    return (mark.at(tuple(named[1].split("."))) if named else mark).problem(problem.what, problem.mend)
 
 
 def _consumed(row: Row, given: list[Given]) -> list:

@@ -168,6 +168,14 @@ def test_a_broken_step_says_where_its_log_is(toy: Cli) -> None:
     assert failure["exit"] == 1 and "asked to fail" in failure["what"]
 
 
+@pytest.mark.parametrize(("key", "place"), [("refuse", "r.yaml:5:13"), ("data.path", "r.yaml:6:18"), ("execution.nothing", "r.yaml:3:3")])
+def test_what_a_step_refuses_while_it_runs_is_told_at_its_key(toy: Cli, key: str, place: str) -> None:
+    toy.write("d.jsonl", '{"text": "a"}\n')
+    toy.write("r.yaml", f"recipe: r\nsteps:\n  one:\n    kind: odd\n    refuse: {key}\n    data: {{path: d.jsonl}}\n")
+    done = toy("run", "r.yaml")
+    assert done.returncode == 2 and f"{place}: {key}: cannot be" in done.stderr and "help: change it" in done.stderr
+
+
 def test_a_failed_check_exits_three_each_time_and_stops(toy: Cli) -> None:
     toy.write("r.yaml", CHAIN.replace("count: 6,", "count: 6, lowest: 9,"))
     for _ in range(2):

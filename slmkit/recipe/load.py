@@ -178,7 +178,8 @@ class _Loader:
         inputs = tuple(i for role in kind.takes for i in self._inputs(kind, role, where, body, name, done, role in filled))
         if len(self.problems) > before:
             return None
-        return StepSpec(name, kind, config, execution, inputs, self.doc.mark(where, key=True))
+        mark = replace(self.doc.mark(where, key=True), below=lambda keys: self.doc.mark((*where, *keys)))
+        return StepSpec(name, kind, config, execution, inputs, mark)
 
     def _singular(self, kind, where: Where, body: dict) -> None:
         """`model: X` where the kind takes `models: [...]`."""

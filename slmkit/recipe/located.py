@@ -7,6 +7,7 @@ explode, tags are refused, and the text has a size limit. Values are built from 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,18 @@ Where = tuple  # a path of keys and indices into the document
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a file, counted from 1, with the line it stands in."""
+    """A place in a file, counted from 1, with the line it stands in. below: of a step, where its keys stand."""
 
     file: str
     line: int
     column: int
     width: int = 1
     source: str = ""
+    below: Callable[[Where], Mark] | None = field(default=None, compare=False, repr=False)
+
+    def at(self, keys: Where) -> Mark:
+        """The place of one of a step's keys, or of the nearest above it that stands in the text."""
+        return self.below(keys) if self.below else self
 
     def problem(self, what: str, mend: str | None = None) -> Problem:
         return Problem(what, self.file, self.line, self.column, self.source, self.width, mend)

@@ -135,6 +135,8 @@ class Config(StepConfig):
     """Rows."""
     leave: bool = False
     """Call sys.exit(0)."""
+    refuse: str | None = None
+    """Raise RecipeError, of this key."""
 
 class Execution(StepExecution):
     pass
@@ -142,6 +144,9 @@ class Execution(StepExecution):
 def run(ctx, config):
     if config.leave:
         sys.exit(0)
+    if config.refuse:
+        from slmkit.errors import Problem, RecipeError
+        raise RecipeError([Problem(f"{config.refuse}: cannot be", mend="change it")])
     given = ctx.inputs["data"]
     (ctx.out / "x.txt").write_text("x")
     return Result({"columns": given.columns.model_dump(exclude_defaults=True, exclude={"path"}) if given and given.columns else None})
