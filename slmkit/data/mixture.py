@@ -90,10 +90,11 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
         found = _asked_too(*_parts(rows, mark, taken, counts), mark)
         if not found:
             break
-        if not barred and 2 * len(found) > len(taken):
-            break  # as good as all rows ask the same: no draw mends that, and the x-ray says so
         barred |= found
-        taken = _drawn(counts, wanted, barred) or first
+        taken = _drawn(counts, wanted, barred)
+        if 2 * sum(counts[key] for key in taken) < wanted:
+            taken = first  # as good as all rows ask what others ask: no draw mends that, and the x-ray says so
+            break
     return _parts(rows, mark, taken, counts)
 
 

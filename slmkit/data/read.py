@@ -49,12 +49,7 @@ def _source(given: Given, skip: bool, held: int) -> Rows:
     if not source.files:
         raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
     name = shown(source.files[0]) if len(source.files) == 1 else place
-    while True:
-        try:
-            tally, kept, size = _all(source, skip, held)
-            break
-        except telling.Otherwise as e:
-            source = _Source(source.files, source.columns, source.known | {e.how})
+    source, (tally, kept, size) = _understood(source, lambda s: _all(s, skip, held))
     tally.check()
     if columns_unmet := source.never:
         raise broken_file(name, columns_unmet, "remove the key, or name the field as the rows do")
@@ -64,6 +59,15 @@ def _source(given: Given, skip: bool, held: int) -> Rows:
     if size <= held:
         open_ = rows.__iter__
     return Rows(name, source.form, tally.good, open_, source.format, dict(tally.reasons))
+
+
+def _understood(source: _Source, read_: Callable[[_Source], T]) -> tuple[_Source, T]:
+    """What is read of a source; anew, when a later row shows that the first was taken for the wrong form."""
+    while True:
+        try:
+            return source, read_(source)
+        except telling.Otherwise as e:
+            source = _Source(source.files, source.columns, source.known | {e.how})
 
 
 def _all(source: _Source, skip: bool, held: int) -> tuple[Tally, list[Row], int]:
@@ -188,12 +192,7 @@ def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | N
     split = columns.split if columns else None
     try:
         found = files.of(path, matched, split, str(path))
-        source = _Source(found[:1], columns)
-        try:
-            _some(source)
-        except telling.Otherwise as e:
-            source = _Source(source.files, columns, frozenset({e.how}))
-            _some(source)
+        source, _ = _understood(_Source(found[:1], columns), _some)
     except (DataError, OSError, ValueError):
         return None
     natural = {"completion": "completion", "text": "text", "preference": "preference", "label": "label"}.get(source.format, "messages")

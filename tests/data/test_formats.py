@@ -241,6 +241,12 @@ def test_a_row_of_another_format_is_broken(tmp_path):
 def test_a_system_field_that_only_a_later_row_has_is_read(tmp_path):
     data = rows(tmp_path, {"prompt": "u", "completion": "a"}, {"system": "s", "prompt": "u", "completion": "a"})
     assert data.form == "messages" and [list(r.messages) for r in data] == [[U, A], [SYSTEM, U, A]]
+    text = {"prompt": "u", "completion": "a"}
+    mixed = [text | {"label": 0, "completion": ""}, text | {"label": 5}, text | {"label": 1, "system": "s"}]
+    (tmp_path / "d.json").write_text(json.dumps(mixed))
+    assert reader.format_of(tmp_path / "d.json", None, None) == "completion"
+    data = reader.read(given(tmp_path / "d.json", "dataset", "data"), on_bad_row="skip")
+    assert [list(r.messages) for r in data] == [[U, A], [SYSTEM, U, A]] and sum(data.dropped.values()) == 1
 
 
 def test_the_recipes_system_is_no_second_beside_the_rows_own(tmp_path):

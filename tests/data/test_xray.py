@@ -161,12 +161,14 @@ def test_the_same_chat_is_a_leak_to_the_letter_and_nearly():
     q, a = PLAIN[0]
     chat = ("Hi!", "Hello, what can I do for you today?", q, a, "Is that depot open at night?", "No.")
     nearly = (*chat[:4], "Is that depot open by night?", "Yes.")
-    leak = xray.measure(talks(chat), talks(chat, nearly, name="v.jsonl"))["leaks"][0]
-    assert leak["kinds"] == {"exact": 1, "question": 1, "near": 0, "contained": 0}
+    short = ("Hi!", "Hello.", "2 + 2?", "4")
+    leak = xray.measure(talks(chat, short), talks(chat, nearly, short, (*short[:2], "2 - 2?", "0"), name="v.jsonl"))["leaks"][0]
+    assert leak["kinds"] == {"exact": 2, "question": 1, "near": 0, "contained": 0}, "of a short chat, all of it is compared"
 
 
 def test_a_task_of_conversations_asks_what_stands_before_the_answer(tmp_path):
-    chats = [[{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, (q, a, "Thank you!", "Gladly."), strict=True)] for q, a in PLAIN]
+    thanks = ("Thank you so much, that is all that I wanted to know for today.", "Gladly.")
+    chats = [[{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, (*pair, *thanks), strict=True)] for pair in PLAIN]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"m": c}) + "\n" for c in chats[:2]))
     form = given(tmp_path / "t.jsonl", "task", "tasks", columns=Task(name="t", data="t.jsonl", messages="m", metric=["exact_match"]))
     leak = xray.measure(of("d.jsonl", "messages", [Row(i, messages=tuple(c)) for i, c in enumerate(chats[1:], 1)]), None, (form,))["leaks"][0]
@@ -174,9 +176,13 @@ def test_a_task_of_conversations_asks_what_stands_before_the_answer(tmp_path):
 
 
 def test_a_draw_that_cannot_be_mended_is_told_as_one():
-    data, held = mixture.hold_out(chat([("Where is my parcel from last Tuesday evening?", f"answer {i}") for i in range(20)]), 0.2, 0)
+    same = [("Where is my parcel from last Tuesday evening?", f"answer {i}") for i in range(12)]
+    data, held = mixture.hold_out(chat([*same, *PLAIN[1:]]), 0.4, 0)
+    assert [r.line for r in held] == [13, 14, 15] and not xray.measure(data, held)["leaks"][0]["leaked"], "half of the share is better than a leak"
+    data, held = mixture.hold_out(chat([*same, *PLAIN[2:]]), 0.4, 0)
     found = kinds(xray.measure(data, held))["leaks"]
-    assert found.count == 4 and found.what.endswith("the draw of the held-out share put them there, as too many rows ask the same")
+    assert len(held) == 6 and found.count >= 4
+    assert found.what.endswith("the draw of the held-out share put them there, as too many rows ask the same")
     assert "give `validation` a file of its own" in xray._problem(found, "sft").mend
 
 
