@@ -33,6 +33,18 @@ def messages(value: Any, where: str = "messages") -> list[dict]:
     return out
 
 
+def opened(found: list[dict], system: Any, where: str) -> list[dict]:
+    """A conversation with the row's own `system` field as its system message. Raises Bad where it has another one already."""
+    if system in (None, ""):
+        return found
+    first = {"role": "system", "content": text(system, "`system`")}
+    if not found or found[0]["role"] not in ("system", "developer"):
+        return [first, *found]
+    if found[0]["content"] != system:
+        raise Bad(f"`system` and {where}[0] are two system messages, which differ; keep one")
+    return found
+
+
 def answered(found: list[dict]) -> list[dict]:
     if not any(m["role"] == "assistant" for m in found):
         raise Bad("no assistant message: there is no answer to learn")

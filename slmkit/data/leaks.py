@@ -2,7 +2,8 @@
 
 The questions are held, the training rows go by. What most questions share (an instruction before each, say) is taken out
 first, so that two questions under one instruction are compared by what tells them apart. A near match is checked on the
-pieces themselves, not on their sketch. One question counts once, by its best match.
+pieces themselves, not on their sketch. One question counts once, by its best match. The question of a conversation is all of it
+up to its last user message, and its beginning (`sides.asked`): a turn in the middle, such as a thank-you, is no question alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 
 from slmkit.data import shingles, sides
 from slmkit.data.rows import SHOWN, Row
+from slmkit.data.sides import WORDS
 
 NEAR = 0.85
-WORDS = 8  # a run of so many words is hardly ever the same by chance
 CONTAINED = 0.8  # share of a question's runs found in one row; all of them where there are fewer than six
 COMMON = 0.05  # pieces in more than this share of the questions (and in more than ten) are nobody's own
 KINDS = ("exact", "question", "near", "contained")  # best first; exact: question and answer; question: with another answer
@@ -54,7 +55,7 @@ class Exam:
 
 
 def of_rows(name: str, rows: Iterable[Row], place) -> Exam:
-    """Validation rows as questions."""
+    """Rows (of validation, say) as questions."""
     return Exam(name, [Asked(tuple(q for q in map(sides.normal, sides.questions(r)) if q), sides.normal(sides.answer(r)), place(r)) for r in rows])
 
 
@@ -92,7 +93,7 @@ class Leaks:
         if not self.texts:
             return
         answer = sides.normal(sides.answer(row))
-        for question in map(sides.normal, sides.questions(row)):
+        for question in map(sides.normal, sides.heard(row)):
             for i in self.exact.get(question, ()):
                 exam, n, _ = self.texts[i]
                 exam.note(n, "exact" if exam.asked[n].answer == answer else "question", place)

@@ -26,8 +26,9 @@ def answer(value: Any, where: str, prompt: list[dict]) -> tuple[dict, ...]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise Bad(f"`{where}` should be text or a list of messages, this is {kind(value)}")
-    found = _talk([*prompt, *value], where, len(prompt)) if not _repeats(value, where, prompt) else _talk(value, where, 0)
-    rest = found[len(prompt) :]
+    bare = prompt[1:] if prompt and prompt[0]["role"] == "system" else []  # a system message from a field of its own is not repeated
+    told = next((p for p in (prompt, bare) if _repeats(value, where, p)), None)
+    rest = _talk(value, where, 0)[len(told) :] if told else _talk([*prompt, *value], where, len(prompt))[len(prompt) :]
     if not rest or rest[0]["role"] != "assistant":
         raise Bad(f"`{where}` should go on with the assistant, this is {rest[0]['role'] if rest else 'empty'}")
     return tuple(rest)
@@ -111,9 +112,9 @@ def _open_end(prompt: list[dict]) -> None:
 
 
 def label(value: Any, cells: bool) -> bool:
-    """true or false; 1 and 0 and their words in a table's text cells."""
+    """true or false, or 1 and 0; in a table's text cells as words."""
     if cells and isinstance(value, str):
-        value = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower(), value)
-    if not isinstance(value, bool):
-        raise Bad(f"`label` should be true or false, this is {kind(value)}")
-    return value
+        value = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(value.strip().lower(), value)
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise Bad(f"`label` should be true or false, or 1 and 0, this is {kind(value)}")
+    return bool(value)

@@ -41,7 +41,7 @@ def exams(tasks: tuple[Given, ...]) -> tuple[list[Exam], list[str]]:
 
 
 def _of_form(question: asked.Question) -> Asked:
-    wordings = [question.user] if question.user is not None else [m["content"] for m in question.messages if m["role"] == "user" and m.get("content")]
+    wordings = [question.user] if question.user is not None else sides.asked(question.messages)
     return Asked(tuple(w for w in map(sides.normal, wordings) if w), sides.normal(question.answer), question.place)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slmkit.data import containers, files, formats, mixture
+from slmkit.data import containers, files, formats, mixture, telling
 from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
 from slmkit.data.rows import Form, Row, Rows
 from slmkit.data.tables import Cells
@@ -49,14 +49,7 @@ def _source(given: Given, skip: bool, held: int) -> Rows:
     if not source.files:
         raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
     name = shown(source.files[0]) if len(source.files) == 1 else place
-    tally = Tally(skip)
-    kept, size = [], 0
-    for row, bytes_ in source.rows(tally):
-        size += bytes_
-        if size <= held:
-            kept.append(row)
-        elif kept:
-            kept = []
+    source, (tally, kept, size) = _understood(source, lambda s: _all(s, skip, held))
     tally.check()
     if columns_unmet := source.never:
         raise broken_file(name, columns_unmet, "remove the key, or name the field as the rows do")
@@ -66,6 +59,27 @@ def _source(given: Given, skip: bool, held: int) -> Rows:
     if size <= held:
         open_ = rows.__iter__
     return Rows(name, source.form, tally.good, open_, source.format, dict(tally.reasons))
+
+
+def _understood(source: _Source, read_: Callable[[_Source], T]) -> tuple[_Source, T]:
+    """What is read of a source; anew, when a later row shows that the first was taken for the wrong form."""
+    while True:
+        try:
+            return source, read_(source)
+        except telling.Otherwise as e:
+            source = _Source(source.files, source.columns, source.known | {e.how})
+
+
+def _all(source: _Source, skip: bool, held: int) -> tuple[Tally, list[Row], int]:
+    """Every row checked once: the tally, the rows if their bytes are no more than `held`, and their bytes."""
+    tally, kept, size = Tally(skip), [], 0
+    for row, bytes_ in source.rows(tally):
+        size += bytes_
+        if size <= held:
+            kept.append(row)
+        elif kept:
+            kept = []
+    return tally, kept, size
 
 
 def shown(path: Path) -> str:
@@ -90,14 +104,17 @@ def tallied(paths: list[Path], tally: Tally, made: Callable[[Record, str], T | F
 
 @dataclass
 class _Source:
-    """Files of one source with its mapping; format and form once the first row has told them."""
+    """Files of one source with its mapping; format and form once the first row has told them. known: what later rows showed in an earlier pass."""
 
     files: list[Path]
     columns: Columns | None
+    known: frozenset[str] = frozenset()
     format: str = ""
     form: Form = "messages"
     convert: Callable[[dict], dict[str, Any]] | None = None
     tools_seen: bool = False
+    unsure: bool = False
+    alike: Callable[[dict], None] = lambda _: None  # raises Bad for a later row that is of another form than the first
 
     @property
     def never(self) -> str | None:
@@ -119,6 +136,7 @@ class _Source:
             value = self._mapped(record.value)
             if self.convert is None:
                 self._detect(value)
+            self.alike(value)
             return Row(record.number, file=name, **self.convert(value)), record.size
         except Bad as e:
             fault = Fault(str(e), record.number, record.line)
@@ -145,20 +163,24 @@ class _Source:
         columns = self.columns or Columns(path="")
         named = set(columns.named) | ({"system"} if columns.system is not None else set())
         wanted = columns.rows_format
-        format_, form = formats.named(wanted, value) if wanted else formats.detect(_only(value, set(columns.named)))
+        known = self.known if not columns.named or columns.label else self.known | {telling.NO_VERDICTS}  # a mapping would have named the label
+        format_, form = telling.named(wanted, value, known) if wanted else telling.detect(_only(value, set(columns.named)), known)
         reads = READ_BY_FORMAT[format_]
         if not named <= reads:
             unread = sorted(named - reads)[0]
             raise Bad(f"`{unread}` is mapped, and rows of format {format_} read {', '.join(sorted(reads)) or 'no mapping'}")
         self.convert = formats.converter(format_, form, columns.system)
         self.format, self.form = format_, form
+        if not wanted and not columns.named:
+            self.unsure = telling.unsure(value, form)
+            self.alike = telling.alike(value, format_, form, known)
 
 
 def _only(value: dict, named: set[str]) -> dict:
     """A record without the fields by which formats are told that do not read what is mapped."""
     meant = {f for f, reads in READ_BY_FORMAT.items() if named <= reads}
-    kept = named.union(*(formats.FIELDS.get(f, set()) for f in meant))
-    return type(value)({k: v for k, v in value.items() if k in kept or k not in formats.ALL_FIELDS})
+    kept = named.union(*(telling.FIELDS.get(f, set()) for f in meant))
+    return type(value)({k: v for k, v in value.items() if k in kept or k not in telling.ALL_FIELDS})
 
 
 def _cells_mend(cells: Cells, name: str) -> str:
@@ -170,8 +192,7 @@ def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | N
     split = columns.split if columns else None
     try:
         found = files.of(path, matched, split, str(path))
-        source = _Source(found[:1], columns)
-        next(source.rows(Tally(skip=True, most=HEAD)), None)
+        source, _ = _understood(_Source(found[:1], columns), _some)
     except (DataError, OSError, ValueError):
         return None
     natural = {"completion": "completion", "text": "text", "preference": "preference", "label": "label"}.get(source.format, "messages")
@@ -184,3 +205,10 @@ def first(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None)
     """(the rows from the start with their sizes, as they are wanted; the files): broken ones are passed over. Raises DataError for no files."""
     found = files.of(path, matched, columns.split if columns else None, str(path))
     return _Source(found, columns).rows(Tally(skip=True, most=HEAD)), found
+
+
+def _some(source: _Source) -> None:
+    """Read until the format is told: one row, or, where it was a 0 or 1 that told a label, the head."""
+    for number, _ in enumerate(source.rows(Tally(skip=True, most=HEAD)), 1):
+        if number == HEAD or not source.unsure:
+            return

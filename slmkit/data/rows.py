@@ -42,7 +42,7 @@ class Row:
 class Rows:
     """All rows of a dataset, of one form. name: as shown to people. format: how the files wrote them (`messages`, `alpaca`, …).
 
-    open: starts a new pass over the rows. dropped: broken rows left out by `on_bad_row: skip`, by reason.
+    open: starts a new pass over the rows. dropped: broken rows left out by `on_bad_row: skip`, by reason. drawn: held out of the training rows.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Rows:
     open: Callable[[], Iterator[Row]]
     format: str = ""
     dropped: dict[str, int] = field(default_factory=dict)
+    drawn: bool = False
 
     def __len__(self) -> int:
         return self.count

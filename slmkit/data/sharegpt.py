@@ -31,16 +31,9 @@ def messages(value: Any, where: str, system: Any, alone: bool = False) -> list[d
     if not isinstance(value, list) or not value:
         raise Bad(f"`{where}` should be a list of turns, this is {kind(value)}")
     found = [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(value)]
-    if system not in (None, ""):
-        first = {"role": "system", "content": text(system, "`system`")}
-        if found[0].get("role") == "system" and found[0] != first:
-            raise Bad(f"`system` and {where}[0] are two system messages")
-        found = found if found[0] == first else [first, *found]
-    return conversation.messages(_joined(found), where) if not alone or found[0]["role"] == "assistant" else _not_first(where)
-
-
-def _not_first(where: str) -> list[dict]:
-    raise Bad(f"`{where}` should be the assistant's")
+    if alone and found[0]["role"] != "assistant":
+        raise Bad(f"`{where}` should be the assistant's")
+    return conversation.opened(conversation.messages(_joined(found), where), system, where)
 
 
 def _turn(turn: Any, where: str) -> dict:

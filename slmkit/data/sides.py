@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 
 from slmkit.data.rows import Row, Rows
+
+WORDS = 8  # a run of so many words is hardly ever the same by chance
 
 
 def normal(text: str) -> str:
@@ -22,11 +25,33 @@ def content(message: dict) -> str:
     return "\n".join(s if isinstance(s, str) else json.dumps(s, ensure_ascii=False, default=str) for s in said if s)
 
 
+def asked(messages: Sequence[dict]) -> list[str]:
+    """What a conversation asks: its one user message; of several, all that was said up to the last, and its beginning.
+
+    The beginning ends with the user message by which the user has said eight words: `Hi` and `Thank you!` are nobody's own.
+    """
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    if len(users) < 2:
+        return [content(messages[i]) for i in users]
+    words, ends = 0, []
+    for i in users:
+        words += len(content(messages[i]).split())
+        if words >= WORDS:
+            ends.append(i)
+            break
+    ends += [users[-1]] if users[-1] not in ends else []
+    return ["\n".join(content(m) for m in messages[: end + 1] if m["role"] not in ("system", "developer")) for end in ends]
+
+
 def questions(row: Row) -> list[str]:
-    """What is asked: every user message, the prompt, or the text."""
-    if row.messages:
-        return [content(m) for m in row.messages if m["role"] == "user"]
-    return [row.text or row.prompt]
+    """What a row asks, the prompt, or the text."""
+    return asked(row.messages) if row.messages else [row.text or row.prompt]
+
+
+def heard(row: Row) -> list[str]:
+    """All of a row that may be somebody's question: what it asks, its first user message, and each later one of eight words or more."""
+    users = [content(m) for m in row.messages if m["role"] == "user"]
+    return list(dict.fromkeys([*questions(row), *users[:1], *(u for u in users[1:] if len(u.split()) >= WORDS)]))
 
 
 def answer(row: Row) -> str:
@@ -55,4 +80,4 @@ def lacks(row: Row) -> str | None:
         return "nothing to learn"
     if row.rejected and normal("\n".join(map(content, row.rejected))) == normal("\n".join(map(content, row.chosen))):
         return "no difference between chosen and rejected"
-    return None if "".join(questions(row)).strip() else "no question"
+    return None if "".join(heard(row)).strip() else "no question"

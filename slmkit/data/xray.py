@@ -26,6 +26,7 @@ FOREIGN_SHARE = 0.05
 Allow = Literal["leaks", "untrained", "truncation", "empty", "duplicates", "personal", "languages"]
 MENDS = {
     "leaks": "take these rows out of the training data: a score on questions that were learned proves nothing",
+    "drawn": "take copies and near copies out, give `validation` a file of its own, or leave it out",
     "untrained": "look at their answers and at `max_length`: `slmkit data` shows what is trained",
     "truncation": "raise `max_length`, or shorten the rows",
     "empty": "complete these rows, or take them out",
@@ -54,11 +55,14 @@ def measure(data: Rows, validation: Rows | None, tasks: tuple[Given, ...] = ()) 
     looks = _Looks(data, [*exams, *from_tasks])
     for row in data:
         looks.add(row, sides.place(data, row))
+    found = looks.facts()
+    if validation and validation.drawn and found["leaks"][0]["leaked"]:
+        found["leaks"][0]["drawn"] = True
     return {
         "schema": SCHEMA,
         "data": {"name": data.name, "form": data.form, "format": data.format, "rows": looks.rows, "dropped": dict(data.dropped)},
         "validation": {"name": validation.name, "rows": len(validation)} if validation else None,
-        **looks.facts(), "tasks_not_read": unread,
+        **found, "tasks_not_read": unread,
     }
 
 
@@ -134,7 +138,9 @@ def _errors(facts: dict):
         if leak["leaked"]:
             of = f"{leak['leaked']:,} of the {leak['questions']:,} questions of `{leak['against']}`"
             kinds = ", ".join(f"{n:,} {_LEAKS[k]}" for k, n in leak["kinds"].items() if n)
-            yield "leaks", "error", leak["leaked"], f"{of} are in the training rows ({kinds})", [f"{a} ↔ {b} ({k})" for a, b, k in leak["shown"]]
+            draw = f"; {DRAWN}" if leak.get("drawn") else ""
+            where = [f"{a} ↔ {b} ({k})" for a, b, k in leak["shown"]]
+            yield "leaks", "error", leak["leaked"], f"{of} are in the training rows ({kinds}){draw}", where
     for fault, entry in facts["empty"].items():
         yield "empty", "error", entry["rows"], f"{_rows(entry['rows'])} with {fault}", entry["shown"]
     tokens = facts.get("tokens")
@@ -147,6 +153,7 @@ def _errors(facts: dict):
             yield "truncation", "error", n, what, tokens["left_out"]["shown"]
 
 
+DRAWN = "the draw of the held-out share put them there, as too many rows ask the same"
 _LEAKS = {"exact": "with the same answer", "question": "with another answer", "near": "nearly the same", "contained": "inside a longer text"}
 _DUPLICATES = {"exact": "copies of another row", "near": "near copies of another row", "conflicting": "the same question with another answer"}
 
@@ -215,5 +222,5 @@ def _portable(value, key: str = ""):
 def _problem(found: Finding, step: str) -> Problem:
     places = "".join(f"\n  {w}" for w in found.where)
     file, _, line = (found.where[0].partition(" ")[0] if found.where else "").rpartition(":")
-    mend = f"{MENDS[found.kind]}; or allow it: --set 'steps.{step}.{found.allow}'"
+    mend = f"{MENDS['drawn' if found.what.endswith(DRAWN) else found.kind]}; or allow it: --set 'steps.{step}.{found.allow}'"
     return Problem(found.what + places, file, int(line) if line.isdigit() else 0, mend=mend)

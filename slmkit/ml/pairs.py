@@ -103,7 +103,8 @@ def refuse_form(data: Rows, objective: str) -> None:
     if data.form not in forms:
         what = f"objective {objective} learns from rows of form {' or '.join(forms)}, and these are of form {data.form}"
         fits = {"preference": "dpo", "label": "kto"}.get(data.form, "sft")
-        raise DataError([Problem(what, data.name, mend=f"give such rows, or write `objective: {fits}`")])
+        classes = "; where `label` numbers classes, `data: {path: …, format: completion}` (or messages, alpaca) reads the rows without it"
+        raise DataError([Problem(what, data.name, mend=f"give such rows, or write `objective: {fits}`{classes if fits == 'kto' else ''}")])
 
 
 def encode_pairs(

@@ -160,7 +160,7 @@ def _exams(ctx: Context, config: Any) -> list[leaks.Exam]:
 def _asked(prompt: Prompt) -> leaks.Asked:
     from slmkit.data import sides
 
-    return leaks.Asked((sides.normal(prompt.text),), sides.normal(prompt.reference or ""), prompt.place)
+    return leaks.Asked(tuple(q for q in map(sides.normal, sides.asked(prompt.messages)) if q), sides.normal(prompt.reference or ""), prompt.place)
 
 
 def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import files, formats
+from slmkit.data import files, formats, telling
 from slmkit.data.conversation import messages as read_messages
+from slmkit.data.conversation import opened
 from slmkit.data.conversation import text as read_text
 from slmkit.data.conversation import tools as read_tools
 from slmkit.data.faults import Bad, Fault, Record, Tally, broken_file, kind
@@ -89,6 +90,7 @@ def _prompt(record: Record, name: str, columns: Columns, named: dict[str, str]) 
             raise Bad(f"a row is an object, this is {kind(record.value)}")
         fields = dict(record.value)
         messages, reference = _read(_mapped(fields, named))
+        messages = opened(messages, None if columns.user else fields.get("system"), "messages")
         if not any(m["role"] == "user" and (m.get("content") or "").strip() for m in messages):
             raise Bad("no user message with a text: there is nothing to ask")
         if columns.system is not None and messages[0]["role"] != "system":
@@ -112,8 +114,8 @@ def _mapped(fields: dict, named: dict[str, str]) -> dict:
 
 def _read(row: dict) -> tuple[list[dict], str | None]:
     """(the conversation up to the last user turn, the row's own answer)."""
-    if key := formats.talk(row):
-        format_, form = formats.named("sharegpt" if formats._is_sharegpt(row) else "messages", row)
+    if key := telling.talk(row):
+        format_, form = telling.named("sharegpt" if telling.is_sharegpt(row) else "messages", row)
         talk = read_messages(row[key], key) if format_ == "messages" else formats.converter(format_, form, None)(row)["messages"]
         talk = [dict(m) for m in talk]
         reference = (talk.pop().get("content") or "") if talk[-1]["role"] == "assistant" else None

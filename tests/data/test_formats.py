@@ -82,6 +82,11 @@ CONVERSATIONS = {  # name: (record, format, messages)
     ),
     "openai's keys under conversations": ({"conversations": [U, A]}, "messages", [U, A]),
     "prompt and completion in messages": ({"prompt": [SYSTEM, U], "completion": [A]}, "completion", [SYSTEM, U, A]),
+    "a system field": ({"system": "s", "messages": [U, A]}, "messages", [SYSTEM, U, A]),
+    "a system field beside the same message": ({"system": "s", "messages": [SYSTEM, U, A]}, "messages", [SYSTEM, U, A]),
+    "an empty system field": ({"system": "", "messages": [SYSTEM, U, A]}, "messages", [SYSTEM, U, A]),
+    "a system field beside texts": ({"system": "s", "prompt": "u", "completion": "a"}, "completion", [SYSTEM, U, A]),
+    "a system field beside lists": ({"system": "s", "prompt": [U], "completion": [A]}, "completion", [SYSTEM, U, A]),
     "glaive v2": (
         {"system": "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
                    + json.dumps(TOOL["function"], indent=4) + "\n",
@@ -126,6 +131,11 @@ PAIRS = {
     "implicit": ({"chosen": [SYSTEM, U, A], "rejected": [SYSTEM, U, B]}, "preference", [SYSTEM, U]),
     "hh-rlhf": ({"chosen": "\n\nHuman: u\n\nAssistant: a", "rejected": "\n\nHuman: u\n\nAssistant: b"}, "preference", [U]),
     "a system column": ({"system": "s", "prompt": "u", "chosen": "a", "rejected": "b"}, "preference", [SYSTEM, U]),
+    "a system field beside messages": ({"system": "s", "prompt": [U], "chosen": [A], "rejected": [B]}, "preference", [SYSTEM, U]),
+    "a system field and the prompt repeated": ({"system": "s", "prompt": [U], "chosen": [U, A], "rejected": [U, B]}, "preference", [SYSTEM, U]),
+    "a system field, and no list of prompts": ({"system": "s", "messages": [U], "chosen": A, "rejected": B}, "preference", [SYSTEM, U]),
+    "a system field before whole conversations": ({"system": "s", "chosen": [U, A], "rejected": [U, B]}, "preference", [SYSTEM, U]),
+    "a system field that is there already": ({"system": "s", "chosen": [SYSTEM, U, A], "rejected": [SYSTEM, U, B]}, "preference", [SYSTEM, U]),
     "sharegpt": (
         {"conversations": turns(("human", "u")), "chosen": turns(("gpt", "a"))[0], "rejected": turns(("gpt", "b"))[0]}, "sharegpt", [U],
     ),
@@ -144,6 +154,10 @@ def test_a_preference_pair(tmp_path, name):
 LABELS = {
     "strings": ({"prompt": "u", "completion": "a", "label": True}, "label", [U]),
     "lists": ({"prompt": [U], "completion": [A], "label": True}, "label", [U]),
+    "a one": ({"prompt": "u", "completion": "a", "label": 1}, "label", [U]),
+    "a system field": ({"system": "s", "prompt": "u", "completion": "a", "label": True}, "label", [SYSTEM, U]),
+    "a system field beside lists": ({"system": "s", "prompt": [U], "completion": [A], "label": True}, "label", [SYSTEM, U]),
+    "a system field beside messages": ({"system": "s", "messages": [U, A], "label": True}, "label", [SYSTEM, U]),
     "messages": ({"messages": [SYSTEM, U, A], "label": True}, "label", [SYSTEM, U]),
     "sharegpt": ({"conversations": turns(("human", "u"), ("gpt", "a")), "kto_tag": True}, "sharegpt", [U]),
     "alpaca": ({"instruction": "u", "output": "a", "kto_tag": True}, "alpaca", [U]),
@@ -189,6 +203,10 @@ FAULTS = {
     "sharegpt's value": ({"conversations": [{"from": "human"}]}, "conversations[0] has no `value`"),
     "a call that is no JSON": ({"conversations": turns(("human", "u"), ("function_call", "f(1)"))}, "conversations[1].value is a function call, and"),
     "two systems": ({"system": "s", "conversations": turns(("system", "t"), ("human", "u"), ("gpt", "a"))}, "two system messages"),
+    "two systems in messages": ({"system": "s", "messages": [SYSTEM | {"content": "t"}, U, A]}, "`system` and messages[0] are two system messages"),
+    "two systems, one a developer's": ({"system": "s", "messages": [{"role": "developer", "content": "t"}, U, A]}, "which differ; keep one"),
+    "two systems in a prompt": ({"system": "s", "prompt": [SYSTEM | {"content": "t"}, U], "completion": "a"}, "`system` and prompt[0] are two"),
+    "a system that is no text": ({"system": ["s"], "prompt": "u", "completion": "a"}, "`system` should be a string, this is a list"),
     "alpaca's answer empty": ({"instruction": "u", "output": ""}, "`output` is empty"),
     "alpaca's history": ({"instruction": "u", "output": "a", "history": [["p"]]}, "history[0] should be a pair"),
     "pair: the same": ({"prompt": "u", "chosen": "a", "rejected": "a"}, "are the same"),
@@ -197,7 +215,7 @@ FAULTS = {
     "pair: parts at a user": ({"chosen": [U, A, U], "rejected": [U, A, U | {"content": "v"}]}, "should part from the other with an assistant"),
     "pair: ends early": ({"chosen": [U, A], "rejected": [U]}, "it goes on nowhere"),
     "pair: prompt answered": ({"prompt": [U, A], "chosen": "a", "rejected": "b"}, "the prompt ends with an assistant message"),
-    "label: a number": ({"prompt": "u", "completion": "a", "kto_tag": 1}, "`label` should be true or false, this is a number"),
+    "label: a number": ({"prompt": "u", "completion": "a", "kto_tag": 2}, "`label` should be true or false, or 1 and 0, this is a number"),
     "label: unanswered": ({"messages": [U], "label": False}, "there is no answer to judge"),
     "wrapped": ({"data": [{"text": "a"}]}, "do the rows lie under `data`?"),
 }
@@ -218,6 +236,66 @@ def test_a_row_of_another_format_is_broken(tmp_path):
         rows(tmp_path, *records)
     assert [p.what for p in e.value.problems] == ["row 2: no `output`, which rows of format alpaca have (found: conversations)"]
     assert "1 broken row, 2 good" in e.value.render()
+
+
+def test_a_system_field_that_only_a_later_row_has_is_read(tmp_path):
+    data = rows(tmp_path, {"prompt": "u", "completion": "a"}, {"system": "s", "prompt": "u", "completion": "a"})
+    assert data.form == "messages" and [list(r.messages) for r in data] == [[U, A], [SYSTEM, U, A]]
+    text = {"prompt": "u", "completion": "a"}
+    mixed = [text | {"label": 0, "completion": ""}, text | {"label": 5}, text | {"label": 1, "system": "s"}]
+    (tmp_path / "d.json").write_text(json.dumps(mixed))
+    assert reader.format_of(tmp_path / "d.json", None, None) == "completion"
+    data = reader.read(given(tmp_path / "d.json", "dataset", "data"), on_bad_row="skip")
+    assert [list(r.messages) for r in data] == [[U, A], [SYSTEM, U, A]] and sum(data.dropped.values()) == 1
+
+
+def test_the_recipes_system_is_no_second_beside_the_rows_own(tmp_path):
+    with pytest.raises(DataError, match="a system message of its own, and the recipe's"):
+        rows(tmp_path, {"system": "s", "messages": [U, A]}, system="t")
+    assert one(tmp_path, {"system": "s", "q": "u", "y": "a"}, user="q", assistant="y")[1].messages == (U, A), "columns are read as they are named"
+
+
+PAIR, JUDGED = {"chosen": "a", "rejected": "b"}, "`label` says whether the answer is good, and the first row has none"
+OTHERS = {  # name: (first row, a later row of another form, what is said)
+    "a label of false": ({"prompt": "u", "completion": "a"}, {"prompt": "u", "completion": "a", "label": False}, JUDGED),
+    "a label of 0": ({"prompt": "u", "completion": "a"}, {"prompt": "u", "completion": "a", "label": 0}, JUDGED),
+    "a label after a null": ({"prompt": "u", "completion": "a", "label": None}, {"prompt": "u", "completion": "a", "label": False}, JUDGED),
+    "false after a class": ({"prompt": "u", "completion": "a", "label": "x"}, {"prompt": "u", "completion": "a", "label": False}, JUDGED),
+    "a label beside messages": ({"messages": [U, A]}, {"messages": [U, A], "label": 0}, JUDGED),
+    "a tag": ({"instruction": "u", "output": "a"}, {"instruction": "u", "output": "a", "kto_tag": False}, "`kto_tag` says whether"),
+    "a pair among messages": ({"messages": [U, A]}, {"messages": [U, B]} | PAIR, "`chosen` and `rejected` are a pair, and the first row is none"),
+    "a pair among completions": ({"prompt": "u", "completion": "a"}, {"prompt": "u", "completion": "b"} | PAIR, "are a pair"),
+    "a pair among labels": ({"prompt": "u", "completion": "a", "label": 1}, {"prompt": "u", "completion": "b", "label": 1} | PAIR, "are a pair"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_later_row_of_another_form_is_broken(tmp_path, name):
+    first, other, said = OTHERS[name]
+    with pytest.raises(DataError) as e:
+        rows(tmp_path, first, first, other)
+    (problem,) = e.value.problems
+    assert said in problem.what and problem.what.startswith("row 3: ") and "split the file, or write `format: " in problem.what
+    named = problem.what.rpartition("format: ")[2].partition("`")[0]
+    assert len(rows(tmp_path, first, first, other, format=named)) == 3, "the mend is one"
+
+
+def test_labels_of_0_and_1_are_verdicts_where_all_are(tmp_path):
+    text = {"prompt": "u", "completion": "a"}
+    found = rows(tmp_path, *(text | {"label": said} for said in (0, 1, True, 1.0)))
+    assert found.form == "label" and [r.label for r in found] == [False, True, True, True]
+    (tmp_path / "d.csv").write_text("prompt,completion,label\nu,a,0\nu,b,1\n")
+    assert [r.label for r in reader.read(given(tmp_path / "d.csv", "dataset", "data"))] == [False, True]
+    for classes in ([0, 1, 7, 0], [3, 0, 1], ["x", "y"]):
+        found = rows(tmp_path, *(text | {"label": said} for said in classes))
+        assert (found.form, len(found)) == ("completion", len(classes))
+        assert reader.format_of(tmp_path / "d.json", None, None) == "completion"
+    (tmp_path / "d.csv").write_text("prompt,completion,label\nu,a,0\nu,b,12\n")
+    assert reader.read(given(tmp_path / "d.csv", "dataset", "data")).form == "completion"
+    assert rows(tmp_path, text | {"label": 0}, format="completion").form == "completion"
+    assert rows(tmp_path, text | {"label": 0}, prompt="prompt", completion="completion").form == "completion"
+    with pytest.raises(DataError, match="`label` should be true or false, or 1 and 0, this is a string"):
+        rows(tmp_path, text | {"label": 0}, text | {"label": "good"})
 
 
 def test_a_format_can_be_named(tmp_path):

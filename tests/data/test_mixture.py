@@ -1,5 +1,6 @@
 """Weights are multiples of a source's rows; what is drawn or held out depends on the seed and the content, on nothing else."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmkit.data import mixture, rows
+from slmkit.data import mixture, rows, xray
 from slmkit.data import read as reader
 from slmkit.data.rows import Row
 from slmkit.errors import DataError
@@ -83,6 +84,26 @@ def test_the_share_is_met_when_no_row_stands_twice():
     assert (len(kept), len(out)) == (900, 100)
     assert list(out) == list(mixture.hold_out(texts(*map(str, range(1000))), 0.1, 0)[1])
     assert list(out) != list(mixture.hold_out(texts(*map(str, range(1000))), 0.1, 1)[1])
+
+
+def test_near_copies_are_on_one_side_and_nothing_else_moves():
+    apart = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(300)]
+    kept, out = mixture.hold_out(texts(*apart), 0.1, 0)
+    one, two = out.open(), kept.open()
+    copies = [next(one).text + "!", next(two).text + "!", next(one).text + "?"]
+    plain, (kept, out) = {r.text for r in out}, mixture.hold_out(texts(*apart, *copies), 0.1, 0)
+    assert xray.measure(kept, out)["leaks"][0]["leaked"] == 0 and (len(kept), len(out)) == (273, 30) and len(list(out)) == 30
+    assert list(out) == list(mixture.hold_out(texts(*apart, *copies), 0.1, 0)[1])
+    held = {r.text for r in out}
+    assert len(held & plain) >= 27 and held - plain, "only rows with near copies go back, and the next of the draw come for them"
+    sides = [{c in held, c[:-1] in held} for c in copies]
+    assert all(len(side) == 1 for side in sides)
+
+
+def test_a_draw_without_near_copies_is_as_it_always_was():
+    """Rows held out by an earlier version stay held out: their trainings stay what they were."""
+    out = mixture.hold_out(texts(*(hashlib.sha256(str(i).encode()).hexdigest() for i in range(40))), 0.1, 7)[1]
+    assert [r.line for r in out] == [2, 9, 15, 21]
 
 
 def test_the_train_step_holds_out_and_skips(tmp_path):

@@ -11,10 +11,11 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from slmkit.data import counts, read, report, xray
+from slmkit.data import counts, mixture, read, report, xray
 from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
 from slmkit.steps._step import Context
+from slmkit.steps._task_form import Task
 from slmkit.steps.train import Execution
 from tests.support.drive import given
 
@@ -127,6 +128,62 @@ def test_tasks_on_the_hub_are_said_not_to_be_checked(tmp_path):
 def test_validation_rows_leak_too():
     facts = xray.measure(chat(PLAIN), chat([PLAIN[3], ("Something else altogether, isn't it?", "b")], "v.jsonl"))
     assert kinds(facts)["leaks"].where == ("d.jsonl:4 ↔ v.jsonl:1 (exact)",)
+
+
+def talks(*chats, name="d.jsonl"):
+    def row(i, said):
+        return Row(i, messages=tuple({"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)))
+
+    return of(name, "messages", [row(i, said) for i, said in enumerate(chats, 1)])
+
+
+def test_turns_that_many_chats_share_are_no_questions():
+    """A thank-you at the end, a greeting at the beginning: what is asked is the conversation before the answer."""
+    thanks = "Thank you so much, that is all that I wanted to know for today."
+    chats = [("Hi!", f"Hello, what about {a}?", q, a, thanks, f"You are welcome, {a}.") for q, a in PLAIN]
+    facts = xray.measure(talks(*chats[:3]), talks(*chats[3:], name="v.jsonl"))
+    assert facts["leaks"][0]["leaked"] == 0
+
+
+def test_a_question_is_found_wherever_it_stands_in_a_chat(tmp_path):
+    (first, a), (second, b), *_ = PLAIN
+    deep = "Which of these two cards would you take on a long journey abroad?"
+    data = talks((first, a, deep, "The blue one.", "Thank you!", "Gladly."), ("A short one", "Yes?", second, b))
+    held = talks((first, a, "And tomorrow?", "No."), ("Hi!", "Hello.", *PLAIN[2], "Thank you!", "Gladly."), (deep, "None."), name="v.jsonl")
+    leak = xray.measure(data, held)["leaks"][0]
+    assert leak["shown"] == [["d.jsonl:1", "v.jsonl:1", "question"], ["d.jsonl:1", "v.jsonl:3", "question"]]
+    docs = [{"q": q, "a": "x"} for q in (first, "A short one", deep, "Thank you!")]
+    leak = xray.measure(data, None, (task(tmp_path, docs),))["leaks"][0]
+    assert [b.rpartition(":")[2] for _, b, _ in leak["shown"]] == ["1", "2", "3"]
+
+
+def test_the_same_chat_is_a_leak_to_the_letter_and_nearly():
+    q, a = PLAIN[0]
+    chat = ("Hi!", "Hello, what can I do for you today?", q, a, "Is that depot open at night?", "No.")
+    nearly = (*chat[:4], "Is that depot open by night?", "Yes.")
+    short = ("Hi!", "Hello.", "2 + 2?", "4")
+    leak = xray.measure(talks(chat, short), talks(chat, nearly, short, (*short[:2], "2 - 2?", "0"), name="v.jsonl"))["leaks"][0]
+    assert leak["kinds"] == {"exact": 2, "question": 1, "near": 0, "contained": 0}, "of a short chat, all of it is compared"
+
+
+def test_a_task_of_conversations_asks_what_stands_before_the_answer(tmp_path):
+    thanks = ("Thank you so much, that is all that I wanted to know for today.", "Gladly.")
+    chats = [[{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, (*pair, *thanks), strict=True)] for pair in PLAIN]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"m": c}) + "\n" for c in chats[:2]))
+    form = given(tmp_path / "t.jsonl", "task", "tasks", columns=Task(name="t", data="t.jsonl", messages="m", metric=["exact_match"]))
+    leak = xray.measure(of("d.jsonl", "messages", [Row(i, messages=tuple(c)) for i, c in enumerate(chats[1:], 1)]), None, (form,))["leaks"][0]
+    assert [b.rpartition(":")[2] for _, b, _ in leak["shown"]] == ["2"]
+
+
+def test_a_draw_that_cannot_be_mended_is_told_as_one():
+    same = [("Where is my parcel from last Tuesday evening?", f"answer {i}") for i in range(12)]
+    data, held = mixture.hold_out(chat([*same, *PLAIN[1:]]), 0.4, 0)
+    assert [r.line for r in held] == [13, 14, 15] and not xray.measure(data, held)["leaks"][0]["leaked"], "half of the share is better than a leak"
+    data, held = mixture.hold_out(chat([*same, *PLAIN[2:]]), 0.4, 0)
+    found = kinds(xray.measure(data, held))["leaks"]
+    assert len(held) == 6 and found.count >= 4
+    assert found.what.endswith("the draw of the held-out share put them there, as too many rows ask the same")
+    assert "give `validation` a file of its own" in xray._problem(found, "sft").mend
 
 
 def test_empty_sides():

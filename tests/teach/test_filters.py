@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from slmkit.data.leaks import Asked, Exam
+from slmkit.errors import DataError
 from slmkit.steps.distill import Config
-from slmkit.teach import filters, verify
+from slmkit.teach import distill, filters, verify
 from slmkit.teach.job import Made
+from slmkit.teach.prompts import Prompts
 from tests.support import teacher as teachers
 from tests.support.cli import Cli
 from tests.support.drive import given
@@ -88,6 +90,29 @@ def test_leaks_against_questions():
     assert names(built(exams=[exam]), rows) == ["leaks", "leaks", "leaks", None]
     assert built(exams=[exam]).why(rows[0])[1] == "a question of task (question: t.jsonl:1)"
     assert names(built({"leaks": False}, exams=[exam]), rows) == [None] * 4
+
+
+def test_a_turn_that_chats_share_is_nobodys_question(tmp_path):
+    """A held-out chat asks all that was said before its answer, and the beginning of it; made rows that end in the same thanks are kept."""
+    asked = "Which cards are there for students who travel a lot?"
+    talk = [{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, (asked, "Two.", "Thank you!", "Gladly."), strict=True)]
+    (tmp_path / "v.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    exam = Exam("v", [distill._asked(p) for p in Prompts((given(tmp_path / "v.jsonl", "dataset", "held_out"),))])
+    other = [{"role": "user", "content": "How do I pay?"}, talk[1]]
+    rows = [made("Gladly.", row={"messages": [*other, *talk[2:]]}), made("x", asked), made("Gladly.", row={"messages": talk})]
+    assert names(built(exams=[exam]), rows) == [None, "leaks", "leaks"]
+
+
+def test_a_rows_own_system_field_is_asked_with_it(tmp_path):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"system": "s"} | row) + "\n" for row in (
+        {"prompt": "u"}, {"messages": [{"role": "user", "content": "u"}]}, {"instruction": "u"}, {"prompt": [{"role": "user", "content": "u"}]},
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]})))
+    asked = [p.messages for p in Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),)).check()]
+    assert asked == [({"role": "system", "content": "s"}, {"role": "user", "content": "u"})] * 6
+    (tmp_path / "p.jsonl").write_text(json.dumps({"system": "s", "messages": [{"role": "system", "content": "t"}, {"role": "user", "content": "u"}]}))
+    with pytest.raises(DataError, match="two system messages, which differ"):
+        Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),)).check()
 
 
 def test_personal_data_also_in_rejected_answers_and_reasoning():
