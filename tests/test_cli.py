@@ -119,7 +119,7 @@ def test_init_writes_a_project_that_plans(cli: Cli) -> None:
 
 
 def test_a_step_is_named_after_the_recipe_or_by_an_option(toy: Cli) -> None:
-    toy.write("r.yaml", "recipe: r\nsteps: {one: {kind: toy}, two: {kind: toy, word: b, source: $one}, three: {kind: toy, word: c}}\n")
+    toy.write("r.yaml", "recipe: r\nsteps: {one: {kind: toy}, two: {kind: toy, word: b, source: $one}, three: {kind: toy, count: 5}}\n")
     for words in (["two"], ["--step", "two"], ["--step=two", "two"]):
         done = toy("plan", "r.yaml", *words, "--json")
         assert done.returncode == 0 and [s["name"] for s in json.loads(done.stdout)["steps"]] == ["one", "two"], done.stderr
