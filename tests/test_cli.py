@@ -118,6 +118,18 @@ def test_init_writes_a_project_that_plans(cli: Cli) -> None:
     assert again.returncode == 2 and "already" in again.stderr
 
 
+def test_a_step_is_named_after_the_recipe_or_by_an_option(toy: Cli) -> None:
+    toy.write("r.yaml", "recipe: r\nsteps: {one: {kind: toy}, two: {kind: toy, word: b, source: $one}, three: {kind: toy, count: 5}}\n")
+    for words in (["two"], ["--step", "two"], ["--step=two", "two"]):
+        done = toy("plan", "r.yaml", *words, "--json")
+        assert done.returncode == 0 and [s["name"] for s in json.loads(done.stdout)["steps"]] == ["one", "two"], done.stderr
+    for verb in ("plan", "run", "toy"):
+        done = toy(verb, "r.yaml", "two", "--step", "one")
+        assert done.returncode == 2 and "leave one of them out" in done.stderr, done.stderr
+    assert [s["name"] for s in json.loads(toy("run", "r.yaml", "--step", "one", "--json").stdout)["steps"]] == ["one"]
+    assert json.loads(toy("toy", "r.yaml", "--step", "three", "--json").stdout)["steps"][-1]["name"] == "three"
+
+
 def test_verbs_that_look(toy: Cli) -> None:
     toy.write("r.yaml", "recipe: r\nsteps: {one: {kind: toy}, two: {kind: toy, word: b, source: $one}}\n")
     path = Path(toy("run", "r.yaml").stdout.strip())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from slmkit.cli import out
-from slmkit.cli.verbs import STORE, JsonOpt, StoreOpt
+from slmkit.cli.verbs import STORE, JsonOpt, StepOpt, StoreOpt, one_step
 from slmkit.errors import UsageError
 
 RefArg = Annotated[
@@ -22,6 +22,7 @@ def _option(name: str, metavar: str, help: str) -> Any:  # noqa: A002
 
 def cost(
     ref: RefArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Which eval, where REF is a recipe with several.")] = None,
+    step_: StepOpt = None,
     usd_per_hour: _option("--usd-per-hour", "USD", "Price of the machine that serves, an hour.") = None,
     idle: _option("--idle", "SHARE", "Share of the paid hours in which it has nothing to do. [default: 0]") = None,
     batch: Annotated[
@@ -57,7 +58,7 @@ def cost(
     from slmkit.cli import costing
     from slmkit.evidence import bill
 
-    named, block = costing.find(store, ref, step)
+    named, block = costing.find(store, ref, one_step(step, step_))
     api = {"input": api_input, "output": api_output, "cached": api_cached, "cached_share": cached_share, "input_tokens": api_input_tokens,
            "output_tokens": api_output_tokens}  # fmt: skip
     given = {"usd_per_hour": usd_per_hour, "idle": idle, "batch": batch, "input_tokens": input_tokens, "output_tokens": output_tokens,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slmkit.cli import out
-from slmkit.cli.verbs import STORE, FromOpt, JsonOpt, LockedOpt, RecipeArg, SetOpt, StoreOpt, load_and_plan, quiet_libraries
+from slmkit.cli.verbs import STORE, FromOpt, JsonOpt, LockedOpt, RecipeArg, SetOpt, StepOpt, StoreOpt, load_and_plan, one_step, quiet_libraries
 from slmkit.errors import CannotRun, CheckFailed, StoreError, UsageError
 
 HtmlOpt = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else, and print its path.")]
@@ -17,19 +17,21 @@ HtmlOpt = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Wr
 
 def data(
     recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Only this step's data.")] = None,
-    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, html: HtmlOpt = None, locked: LockedOpt = None,
+    step_: StepOpt = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, html: HtmlOpt = None,
+    locked: LockedOpt = None,
 ) -> None:
     """Look at training data before anything is trained: tokens, copies, leaks, personal data, and what is learned of a row.
 
     \b
       slmkit data recipe.yaml
-      slmkit data recipe.yaml sft --html data.html
+      slmkit data recipe.yaml sft --html data.html     (or --step sft)
       slmkit data recipe.yaml --json | jq '.steps.sft.findings'
 
     Loads the tokenizer and no weights. Exit 3 when something is found that would stop the training.
     """
     stdout = out.Stdout()  # a library that prints must not spoil the report
     quiet_libraries()
+    step = one_step(step, step_)
     made, home, lock = load_and_plan(recipe, None, step, set_, from_, store, locked)
     lock.save()
     steps = {row.name: _examined(row, made, home) for row in _rows(made, step)}
@@ -41,9 +43,12 @@ def data(
         stdout.line(str(html))
     else:
         _print(stdout, steps)
-    failed = [f"{name}: {f['what']}" for name, facts in steps.items() for f in facts["findings"] if f["level"] == "error"]
+    failed = [(name, f) for name, facts in steps.items() for f in facts["findings"] if f["level"] == "error"]
     if failed:
-        raise CheckFailed("; ".join(failed), where=recipe, mend="mend the data, or allow it (`execution.allow`)")
+        from slmkit.data.xray import MENDS
+
+        what, mends = "; ".join(f"{name}: {f['what']}" for name, f in failed), dict.fromkeys(MENDS[f["kind"]] for _, f in failed)
+        raise CheckFailed(what, where=recipe, mend=f"{'; '.join(mends)}; or allow it (`execution.allow`)")
 
 
 def _rows(made, step: str | None) -> list:

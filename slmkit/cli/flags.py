@@ -15,8 +15,8 @@ from typing import NamedTuple
 from slmkit.errors import UsageError
 from slmkit.steps import _registry
 
-OWN = {"--set": 1, "--from": 1, "--store": 1, "--json": 0, "-q": 0, "--quiet": 0, "-v": 0, "--verbose": 0, "--locked": 0, "--no-locked": 0,
-       "--no-wait": 0, "--field": 1}  # fmt: skip
+OWN = {"--step": 1, "--set": 1, "--from": 1, "--store": 1, "--json": 0, "-q": 0, "--quiet": 0, "-v": 0, "--verbose": 0, "--locked": 0,
+       "--no-locked": 0, "--no-wait": 0, "--field": 1}  # fmt: skip
 """The options that every verb has, and how many words each takes."""
 
 

@@ -20,6 +20,7 @@ from slmkit.steps import _registry
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe's YAML file.")]
 KindArg = Annotated[str, typer.Argument(metavar="RECIPE|INPUT", show_default=False, help="The recipe's YAML file, or what the step begins with.")]
 StepArg = Annotated[str | None, typer.Argument(metavar="STEP", help="Which step, where the recipe has several.")]
+StepOpt = Annotated[str | None, typer.Option("--step", metavar="STEP", help="The same as STEP.")]
 SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key: --set steps.sft.lora.r=8. May be repeated.")]
 FromOpt = Annotated[
     list[str] | None, typer.Option("--from", metavar="ROLE=REF", help="Give an input: a path, recipe/step, artifact:…, hf:…, or - for stdin.")
@@ -43,6 +44,13 @@ class Loud(NamedTuple):
     verbose: bool
 
 
+def one_step(step: str | None, option: str | None) -> str | None:
+    """The step that was asked for, after the recipe or with --step."""
+    if None not in (step, option) and step != option:
+        raise UsageError(f"`{step}` names one step and --step {option} another", mend="leave one of them out")
+    return option if step is None else step
+
+
 def kind_help(name: str) -> str:
     """Help of a kind's verb: examples first, then the kind's own docstring."""
     first, _, rest = _registry.doc(name).partition("\n")
@@ -55,10 +63,11 @@ def kind_verb(kind: str):
     """The command function of a step kind."""
 
     def verb(
-        recipe: KindArg, step: StepArg = None, set_: SetOpt = None, from_: FromOpt = None, field: FieldOpt = None, store: StoreOpt = STORE,
-        json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
-    ) -> None:
-        _build(recipe, kind, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait, field or [])
+        recipe: KindArg, step: StepArg = None, step_: StepOpt = None, set_: SetOpt = None, from_: FromOpt = None, field: FieldOpt = None,
+        store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False, locked: LockedOpt = None,
+        no_wait: NoWaitOpt = False,
+    ) -> None:  # fmt: skip
+        _build(recipe, kind, one_step(step, step_), set_, from_, store, json, Loud(quiet, verbose), locked, no_wait, field or [])
 
     verb.__name__ = kind
     return verb
@@ -66,8 +75,8 @@ def kind_verb(kind: str):
 
 def run(
     recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Run only what this step needs.")] = None,
-    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
-    locked: LockedOpt = None, no_wait: NoWaitOpt = False,
+    step_: StepOpt = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, quiet: QuietOpt = False,
+    verbose: VerboseOpt = False, locked: LockedOpt = None, no_wait: NoWaitOpt = False,
 ) -> None:
     """Run a recipe: all its steps, or what one step needs; finished ones are not done again.
 
@@ -76,12 +85,12 @@ def run(
       slmkit run recipe.yaml --set steps.sft.learning_rate=1e-4
       slmkit run recipe.yaml int4 --json | jq .result
     """
-    _build(recipe, None, step, set_, from_, store, json, Loud(quiet, verbose), locked, no_wait)
+    _build(recipe, None, one_step(step, step_), set_, from_, store, json, Loud(quiet, verbose), locked, no_wait)
 
 
 def plan(
     recipe: RecipeArg, step: Annotated[str | None, typer.Argument(metavar="STEP", help="Plan only what this step needs.")] = None,
-    set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, locked: LockedOpt = None,
+    step_: StepOpt = None, set_: SetOpt = None, from_: FromOpt = None, store: StoreOpt = STORE, json: JsonOpt = False, locked: LockedOpt = None,
 ) -> None:
     """Say for every step what would happen and why: cached, build, resume, stale or blocked. Changes nothing.
 
@@ -91,7 +100,7 @@ def plan(
     """
     from slmkit.cli import out
 
-    made, _store, _lock = load_and_plan(recipe, None, step, set_, from_, store, locked)
+    made, _store, _lock = load_and_plan(recipe, None, one_step(step, step_), set_, from_, store, locked)
     if json:
         import json as js
 

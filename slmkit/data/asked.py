@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import containers, conversation, files, metrics, sandbox
+from slmkit.data import containers, conversation, files, metrics, rows, sandbox
 from slmkit.data.faults import Bad, Fault, Record, Tally, problem
 from slmkit.data.read import shown, tallied
 from slmkit.data.tables import Cells
@@ -87,7 +87,7 @@ def _question(record: Record, read: Callable[[Any, str], Question], name: str) -
     try:
         if not isinstance(record.value, dict):
             raise Bad("a row is an object of columns")
-        return read(record.value, f"{name}:{record.number}")
+        return read(record.value, rows.place(name, record.number, record.begins))
     except Bad as e:
         return Fault(str(e), record.number, record.line)
 

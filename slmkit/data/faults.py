@@ -27,6 +27,11 @@ class Record:
     size: int = 0
     line: int = 0
 
+    @property
+    def begins(self) -> int:
+        """Row.begins."""
+        return 0 if self.line == self.number else self.line or -1
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -80,6 +85,11 @@ def problem(fault: Fault, name: str) -> Problem:
     """A fault with its place. Where the row's number is not its line, the sentence begins with the number."""
     what = fault.what if fault.number in (0, fault.line) else f"row {fault.number}: {fault.what}"
     return Problem(what, name, fault.line, fault.column if fault.line else 0, fault.source, mend=fault.mend)
+
+
+def of_row(what: str, one: Any, name: str, mend: str | None = None) -> Problem:
+    """What is wrong with a row that could be read (or with what was made of it), told as a fault of reading is."""
+    return problem(Fault(what, one.line, one.line if not one.begins else max(one.begins, 0), mend=mend), one.file or name)
 
 
 def broken_file(name: str, what: str, mend: str | None = None) -> DataError:

@@ -69,12 +69,17 @@ def _weighed(rows: Rows, weight: float, seed: int, place: int) -> Rows:
         drawn[i] = 1
 
     def again() -> Iterator[Row]:
-        for _ in range(whole):
-            yield from rows.open()
+        for turn in range(whole):
+            yield from rows.open() if not turn else map(_again, rows.open())
         if rest:
-            yield from (row for row, taken in zip(rows.open(), drawn, strict=True) if taken)
+            some = (row for row, taken in zip(rows.open(), drawn, strict=True) if taken)
+            yield from map(_again, some) if whole else some
 
     return dataclasses.replace(rows, count=count, open=again)
+
+
+def _again(row: Row) -> Row:
+    return dataclasses.replace(row, again=True)
 
 
 def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import asked, sides
+from slmkit.data import asked, jsontext, rows, sides
+from slmkit.data.faults import Record
 from slmkit.data.leaks import Asked, Exam
 from slmkit.errors import DataError, Problem
 from slmkit.steps import _tasks
@@ -48,10 +49,10 @@ def _of_form(question: asked.Question) -> Asked:
 def _asked(yaml: Path, document: dict) -> Iterator[Asked]:
     ask, solve = _wording(document.get("doc_to_text")), _wording(document.get("doc_to_target"))
     for file in _files(yaml, document):
-        for line, doc in _docs(file, document):
+        for number, begins, doc in _docs(file, document):
             wordings = dict.fromkeys(w for w in map(sides.normal, ask(doc)) if w)
             answer = next(iter(solve(doc)), "")
-            yield Asked(tuple(wordings), sides.normal(answer), f"{_shown(file)}:{line}")
+            yield Asked(tuple(wordings), sides.normal(answer), rows.place(_shown(file), number, begins))
 
 
 def _shown(file: Path) -> str:
@@ -73,20 +74,21 @@ def _files(yaml: Path, document: dict) -> list[Path]:
     return out
 
 
-def _docs(file: Path, document: dict) -> Iterator[tuple[int, dict]]:
+def _docs(file: Path, document: dict) -> Iterator[tuple[int, int, dict]]:
+    """(number, where it begins: Row.line and Row.begins; the document)"""
     kwargs = document.get("dataset_kwargs") or {}
     try:
         match document["dataset_path"]:
             case "csv":
-                yield from _csv(file, kwargs.get("delimiter") or kwargs.get("sep") or ",")
+                yield from ((line, 0, doc) for line, doc in _csv(file, kwargs.get("delimiter") or kwargs.get("sep") or ","))
             case "parquet":
                 import pyarrow.parquet as parquet
 
                 records = (r for batch in parquet.ParquetFile(file).iter_batches() for r in batch.to_pylist())
-                yield from enumerate(records, 1)
+                yield from ((n, -1, doc) for n, doc in enumerate(records, 1))
             case "text":
                 with open(file, encoding="utf-8") as lines:
-                    yield from ((n, {"text": line.rstrip("\n")}) for n, line in enumerate(lines, 1))
+                    yield from ((n, 0, {"text": line.rstrip("\n")}) for n, line in enumerate(lines, 1))
             case _:
                 yield from _json(file, kwargs.get("field"))
     except (ValueError, OSError, csv.Error) as e:
@@ -106,19 +108,30 @@ def _csv(file: Path, delimiter: str) -> Iterator[tuple[int, dict]]:
             start = reader.line_num + 1
 
 
-def _json(file: Path, field: str | None) -> Iterator[tuple[int, dict]]:
+def _json(file: Path, field: str | None) -> Iterator[tuple[int, int, dict]]:
     with open(file, encoding="utf-8-sig") as handle:
         first = next((line for line in handle if line.strip()), "")
         handle.seek(0)
-        if field or first.lstrip().startswith("["):
-            whole = json.load(handle)
-            yield from ((n, d) for n, d in enumerate(whole[field] if field else whole, 1) if isinstance(d, dict))
+        if field:
+            yield from ((n, -1, d) for n, d in enumerate(json.load(handle)[field], 1) if isinstance(d, dict))
+            return
+        if first.lstrip().startswith("["):
+            yield from _array(file)
             return
         for number, line in enumerate(handle, 1):
             if line.strip():
                 doc = json.loads(line.lstrip("\ufeff"))
                 if isinstance(doc, dict):
-                    yield number, doc
+                    yield number, 0, doc
+
+
+def _array(file: Path) -> Iterator[tuple[int, int, dict]]:
+    with open(file, "rb") as handle:
+        for record in jsontext.array(handle):
+            if not isinstance(record, Record):
+                raise ValueError(record.what)
+            if isinstance(record.value, dict):
+                yield record.number, record.begins, record.value
 
 
 def _wording(said: Any):

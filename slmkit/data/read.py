@@ -137,7 +137,7 @@ class _Source:
             if self.convert is None:
                 self._detect(value)
             self.alike(value)
-            return Row(record.number, file=name, **self.convert(value)), record.size
+            return Row(record.number, file=name, begins=record.begins, **self.convert(value)), record.size
         except Bad as e:
             fault = Fault(str(e), record.number, record.line)
             if self.convert is None and isinstance(record.value, Cells):  # every row of a table has the same fields

@@ -27,18 +27,16 @@ def table(facts: dict) -> list[tuple[str, str]]:
     """(name, value) of what was measured, in order."""
     out = []
     if held := facts.get("validation"):
-        out.append(("validation", f"{held['rows']:,} rows of {held['name']}"))
+        said = [f"{held['rows']:,} rows of {held['name']}", *([_lost(held, held["rows"])] if "left_out" in held else [])]
+        out.append(("validation", " · ".join(said + ([f"dropped: {_dropped(held)}"] if held.get("dropped") else []))))
     if tokens := facts.get("tokens"):
         if tokens.get("sum"):
             out += _tokens(tokens)
-        left, rows = tokens["left_out"]["rows"], max(1, facts["data"]["rows"])
-        sides = "".join(f" · {n:,} cut at the {side}" for side, n in tokens["cut"].items() if n and side in ("left", "right"))
-        answers = f" · {tokens['cut']['answers_cut']:,} answers cut" if tokens["cut"].get("answers_cut") else ""
-        out.append(("lost", f"{left:,} rows left out ({left / rows:.1%}) at max_length {tokens['max_length']:,}{sides}{answers}"))
+        out.append(("lost", _lost(tokens, facts["data"]["rows"])))
         if tokens["trained"] is not None:
             out.append(("untrained", f"{tokens['untrained']['rows']:,} rows without a trained token"))
     if facts["data"]["dropped"]:
-        out.append(("dropped", " · ".join(f"{n:,} {why}" for why, n in facts["data"]["dropped"].items())))
+        out.append(("dropped", _dropped(facts["data"])))
     if facts["roles"]:
         out.append(("roles", " · ".join(f"{role} {n:,}" for role, n in facts["roles"].items())))
     total = max(1, sum(facts["languages"].values()))
@@ -52,6 +50,18 @@ def table(facts: dict) -> list[tuple[str, str]]:
         out.append(("not checked", f"{', '.join(facts['tasks_not_read'])}: their data is not local"))
     out.append(("personal", " · ".join(f"{kind} {v['rows']:,}" for kind, v in facts["personal"].items()) or "none found"))
     return out
+
+
+def _lost(tokens: dict, rows: int) -> str:
+    """What max_length costs."""
+    left = tokens["left_out"]["rows"]
+    sides = "".join(f" · {n:,} cut at the {side}" for side, n in tokens["cut"].items() if side in ("left", "right") and n)
+    answers = f" · {tokens['cut']['answers_cut']:,} answers cut" if tokens["cut"].get("answers_cut") else ""
+    return f"{left:,} rows left out ({left / max(1, rows):.1%}) at max_length {tokens['max_length']:,}{sides}{answers}"
+
+
+def _dropped(source: dict) -> str:
+    return " · ".join(f"{n:,} {why}" for why, n in source["dropped"].items())
 
 
 def _tokens(tokens: dict) -> list[tuple[str, str]]:
@@ -71,12 +81,14 @@ def _tokens(tokens: dict) -> list[tuple[str, str]]:
 
 
 def _findings(step: str, found: list[dict]) -> list[Line]:
+    from slmkit.data.xray import MENDS
+
     out: list[Line] = []
     for one in found:
         out.append([(f"{one['level']:<8}", one["level"]), (f" {one['what']}", "")])
         out += [[(f"           {_visible(place)}", "dim")] for place in one["where"]]
         if one["level"] == "error":
-            out.append([(f"           help: allow it with --set 'steps.{step}.{one['allow']}'", "dim")])
+            out.append([(f"           help: {MENDS[one['kind']]}; or allow it: --set 'steps.{step}.{one['allow']}'", "dim")])
     return [*out, []] if out else [[("nothing found", "dim")], []]
 
 
@@ -105,6 +117,8 @@ def html(recipe: str, steps: dict[str, dict]) -> str:
     """The page: every value is escaped by the template engine, and the page may load nothing."""
     from jinja2 import Environment, StrictUndefined
 
+    from slmkit.data.xray import MENDS
+
     source = Path(__file__).with_name("xray.html.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    return template.render(recipe=recipe, steps=steps, table=table)
+    return template.render(recipe=recipe, steps=steps, table=table, mends=MENDS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 SHOWN = 5
 """So many offenders are shown; all are counted."""
@@ -19,7 +19,8 @@ a rejected continuation. label: a conversation with one continuation that is goo
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example at `line` of `file`: the line of JSONL or CSV, the record's number (from 1) in other containers.
+    """One example of `file`. line: the line of JSONL or CSV, the record's number (from 1) in other containers. begins: the line on which it
+    begins where that is another one (a JSON array), -1 where there are no lines (Parquet). again: given another time by its source's weight.
 
     messages: {role, content, …}; an assistant's may have `reasoning_content` (str) and `tool_calls` (OpenAI's list, `arguments`
     an object); a tool's may have `name`, `tool_call_id`. tools: JSON Schemas of the functions on offer. chosen, rejected:
@@ -36,6 +37,34 @@ class Row:
     rejected: tuple[dict, ...] = ()
     label: bool | None = None
     file: str = ""
+    begins: int = 0
+    again: bool = False
+
+    def place(self, name: str) -> str:
+        """Where it stands, for people. name: of the rows, where they came from no file."""
+        return place(self.file or name, self.line, self.begins)
+
+
+def place(file: str, number: int, begins: int) -> str:
+    """`file:line`; with the row's number where that is another, and the number alone where there are no lines."""
+    where = file if begins < 0 else f"{file}:{begins or number}"
+    return f"{where} (row {number})" if begins else where
+
+
+@dataclass
+class Noted:
+    """Rows, or what was made of them, to which something happened: how many, and the first, which are shown."""
+
+    count: int = 0
+    first: list[Any] = field(default_factory=list)
+
+    def add(self, one: Any) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(one)
+
+    def shown(self, name: str) -> list[str]:
+        return list(dict.fromkeys(one.place(name) for one in self.first))
 
 
 @dataclass(frozen=True)

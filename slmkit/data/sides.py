@@ -69,7 +69,7 @@ def whole(row: Row) -> str:
 
 def place(rows: Rows, row: Row) -> str:
     """`file:line` of a row."""
-    return f"{row.file or rows.name}:{row.line}"
+    return row.place(rows.name)
 
 
 def lacks(row: Row) -> str | None:

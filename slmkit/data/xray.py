@@ -8,10 +8,12 @@ name; `slmkit data` shows it all. Facts are plain JSON, with places (file:line) 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from slmkit.data import counts, leaks, personal, questions, sides
 from slmkit.data.duplicates import Duplicates
@@ -21,13 +23,14 @@ from slmkit.steps._step import Context, Given
 
 FILE = "xray.json"
 SCHEMA = "slmkit.xray/1"
+_PLACE = re.compile(r"(?P<file>.*?)(:(?P<line>\d+))?( \(.*\))?$", re.DOTALL)
 CUT_SHARE = 0.05  # answers cut, or rows left out: beyond it, it is a wrong max_length rather than outliers
 FOREIGN_SHARE = 0.05
 Allow = Literal["leaks", "untrained", "truncation", "empty", "duplicates", "personal", "languages"]
 MENDS = {
     "leaks": "take these rows out of the training data: a score on questions that were learned proves nothing",
     "drawn": "take copies and near copies out, give `validation` a file of its own, or leave it out",
-    "untrained": "look at their answers and at `max_length`: `slmkit data` shows what is trained",
+    "untrained": "raise `max_length` (what a cut leaves of such a row holds no answer), or leave them out: `too_long: drop`",
     "truncation": "raise `max_length`, or shorten the rows",
     "empty": "complete these rows, or take them out",
     "duplicates": "a row that is there twice is learned twice; take copies out if that is not meant",
@@ -61,7 +64,7 @@ def measure(data: Rows, validation: Rows | None, tasks: tuple[Given, ...] = ()) 
     return {
         "schema": SCHEMA,
         "data": {"name": data.name, "form": data.form, "format": data.format, "rows": looks.rows, "dropped": dict(data.dropped)},
-        "validation": {"name": validation.name, "rows": len(validation)} if validation else None,
+        "validation": {"name": validation.name, "rows": len(validation), "dropped": dict(validation.dropped)} if validation else None,
         **found, "tasks_not_read": unread,
     }
 
@@ -81,7 +84,8 @@ class _Looks:
         text = sides.whole(row)
         self.roles += counts.roles(row)
         self.languages.add(text)
-        self.duplicates.add(row, place)
+        if not row.again:  # a weight asked for that copy
+            self.duplicates.add(row, place)
         self.leaks.add(row, place)
         for kind in {kind for kind, _, _ in personal.find(text)}:
             _note(self.personal, kind, place)
@@ -108,22 +112,21 @@ def _listed(found: dict[str, list]) -> dict:
     return {kind: {"rows": n, "shown": shown} for kind, (n, shown) in sorted(found.items())}
 
 
-def add_tokens(facts: dict, lengths: list[int], trained: list[int] | None, lines: list[int], left_out: list[int], cut: dict, max_length: int) -> dict:
-    """Facts with those of the encoding: tokens and trained tokens of each kept row, its line; lines left out; what was cut.
+def add_tokens(
+    facts: dict, *, lengths: Sequence[int], kept: int, trained: list[int] | None, left_out: dict, untrained: dict, cut: dict, max_length: int,
+    held_out: dict | None = None,
+) -> dict:
+    """Facts with those of the encoding. lengths: tokens of each row before any was cut or left out. kept: of all that is learned from.
 
-    trained: None where the rows are prompts, and what is trained is yet to be sampled.
-    cut: `answers_cut` and, by side, `left` and `right`, in rows; empty where nothing is ever cut.
+    trained: of each row that is learned from; None where the rows are prompts, and what is trained is yet to be sampled.
+    left_out, untrained: {rows, shown: first places}; untrained are rows of which cutting left nothing to learn.
+    cut: by side, `left` and `right`, in rows, `answers_cut`, and the first places of these; empty where nothing is ever cut.
+    held_out: the last four, of the validation rows.
     """
-    name = facts["data"]["name"]
-    untrained = [line for line, n in zip(lines, trained, strict=True) if not n] if trained is not None else []
     learned = {"trained": None} if trained is None else {"trained": sum(trained), "trained_per_row": counts.spread(trained)}
-    return facts | {
-        "tokens": counts.spread(lengths) | learned | {
-            "max_length": max_length, "histogram": counts.histogram(lengths),
-            "untrained": {"rows": len(untrained), "shown": [f"{name}:{n}" for n in untrained[:SHOWN]]},
-            "left_out": {"rows": len(left_out), "shown": [f"{name}:{n}" for n in left_out[:SHOWN]]}, "cut": cut,
-        },
-    }
+    lost = {"left_out": left_out, "untrained": untrained, "cut": cut, "max_length": max_length}
+    held = {"validation": facts["validation"] | held_out} if held_out else {}
+    return facts | held | {"tokens": counts.spread(lengths) | {"sum": kept} | learned | {"histogram": counts.histogram(lengths)} | lost}
 
 
 def findings(facts: dict, allow: tuple[str, ...] = ()) -> list[Finding]:
@@ -147,10 +150,33 @@ def _errors(facts: dict):
     if tokens:
         if n := tokens["untrained"]["rows"]:
             yield "untrained", "error", n, f"{_rows(n)} without a single trained token", tokens["untrained"]["shown"]
-        n, rows = tokens["left_out"]["rows"] + tokens["cut"].get("answers_cut", 0), max(1, facts["data"]["rows"])
-        if n > CUT_SHARE * rows:
-            what = f"{_rows(n)} of {rows:,} ({n / rows:.0%}) are left out, or their answers cut, at max_length {tokens['max_length']}"
-            yield "truncation", "error", n, what, tokens["left_out"]["shown"]
+        if (lost := _lost(tokens, facts["data"]["rows"], "")).share > CUT_SHARE:
+            yield "truncation", "error", lost.count, lost.what, lost.where
+        if (held := _lost_of_validation(facts)) and held.share > CUT_SHARE:
+            yield "truncation", "error", held.count, held.what, held.where
+
+
+class _Lost(NamedTuple):
+    """What max_length cost."""
+
+    count: int
+    share: float
+    what: str
+    where: list[str]
+
+
+def _lost(tokens: dict, rows: int, of: str) -> _Lost:
+    n = tokens["left_out"]["rows"] + tokens["cut"].get("answers_cut", 0)
+    share = n / max(1, rows)
+    which = f"{_rows(n)} of {rows:,} ({share:.0%}){of} {'is' if n == 1 else 'are'} left out, or {'its answer' if n == 1 else 'their answers'} cut"
+    return _Lost(n, share, f"{which}, at max_length {tokens['max_length']}", [*tokens["left_out"]["shown"], *tokens["cut"].get("shown", ())][:SHOWN])
+
+
+def _lost_of_validation(facts: dict) -> _Lost | None:
+    """None where nothing was lost, or nobody has looked."""
+    held = facts["validation"]
+    found = _lost(held, held["rows"], " of `validation`") if held and "left_out" in held else None
+    return found if found and found.count else None
 
 
 DRAWN = "the draw of the held-out share put them there, as too many rows ask the same"
@@ -159,6 +185,8 @@ _DUPLICATES = {"exact": "copies of another row", "near": "near copies of another
 
 
 def _warnings(facts: dict):
+    if (held := _lost_of_validation(facts)) and held.share <= CUT_SHARE:
+        yield "truncation", "warning", held.count, f"{held.what}: `validation_loss` is of the others", held.where
     for kind, entry in facts["duplicates"].items():
         if n := entry["rows"]:
             yield "duplicates", "warning", n, f"{_DUPLICATES[kind]}: {_rows(n)}", [f"{a} ↔ {b}" for a, b in entry["shown"]]
@@ -183,14 +211,18 @@ def check_rows(ctx: Context, data: Rows, validation: Rows | None) -> None:
     """The train step's own look at the texts, before a model is loaded. Writes xray.json. Raises DataError on findings not allowed."""
     started = time.process_time()
     facts = measure(data, validation, ctx.inputs.get("tasks") or ())
+    for role, rows in (("data", data), ("validation", validation)):
+        if rows is not None and rows.dropped:
+            why = ", ".join(f"{n:,} {what}" for what, n in rows.dropped.items())
+            ctx.log("warning", what=f"`{role}`: {_rows(sum(rows.dropped.values()))} of {rows.name} skipped as broken ({why})")
     _settle(ctx, facts, time.process_time() - started)
 
 
-def check_tokens(ctx: Context, data: Rows, tokens: dict) -> None:
-    """The same after encoding; `tokens` are add_tokens' arguments. Raises DataError."""
+def check_tokens(ctx: Context, data: Rows, tokens: dict, held_out: dict | None = None) -> None:
+    """The same after encoding; `tokens` and `held_out` are add_tokens' arguments. Raises DataError."""
     facts = json.loads((ctx.out / FILE).read_text())
     facts["data"]["name"] = data.name
-    _settle(ctx, add_tokens(facts, **tokens))
+    _settle(ctx, add_tokens(facts, **tokens, held_out=held_out))
 
 
 def _settle(ctx: Context, facts: dict, seconds: float = 0.0) -> None:
@@ -215,12 +247,13 @@ def _portable(value, key: str = ""):
     if isinstance(value, list | tuple):
         return [_portable(v, key) for v in value]
     if isinstance(value, str) and key in ("name", "shown", "where"):
-        return " ↔ ".join(place.rpartition("/")[2] for place in value.split(" ↔ "))
+        apart = ", " if key == "name" else " ↔ "
+        return apart.join(place.rpartition("/")[2] for place in value.split(apart))
     return value
 
 
 def _problem(found: Finding, step: str) -> Problem:
     places = "".join(f"\n  {w}" for w in found.where)
-    file, _, line = (found.where[0].partition(" ")[0] if found.where else "").rpartition(":")
+    first = _PLACE.match(found.where[0].partition(" ↔ ")[0] if found.where else "")
     mend = f"{MENDS['drawn' if found.what.endswith(DRAWN) else found.kind]}; or allow it: --set 'steps.{step}.{found.allow}'"
-    return Problem(found.what + places, file, int(line) if line.isdigit() else 0, mend=mend)
+    return Problem(found.what + places, first["file"], int(first["line"] or 0), mend=mend)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from slmkit.data import faults
 from slmkit.data.rows import SHOWN, Row, Rows
 from slmkit.errors import DataError, Problem
 from slmkit.ml import faithful, tokens
@@ -72,7 +73,7 @@ class Problems:
     def add(self, row: Row, fault: Fault) -> None:
         self.count += 1
         if len(self.kept) < SHOWN:
-            self.kept.append(Problem(str(fault), row.file or self.data.name, row.line, mend=fault.mend))
+            self.kept.append(faults.of_row(str(fault), row, self.data.name, fault.mend))
 
     def raise_if_any(self) -> None:
         if self.count:
@@ -135,7 +136,7 @@ def _examples(
     if len(chains) > 1:
         renderer.count("rows_split")
     if loss_on == "assistant":
-        examples = [Example(row.line, c.ids, tuple(c.spans), row.file) for c in chains]
+        examples = [Example(row.line, c.ids, tuple(c.spans), row.file, row.begins) for c in chains]
     else:
         parts = [c.ids for c in chains]
         examples = _all(row, [*parts, ids[whole]] if whole is not None else parts)
@@ -152,7 +153,7 @@ def _all(row: Row, parts: list[array]) -> list[Example]:
         shared = _shared(before, ids)
         if examples and shared == len(before):  # this one only goes on
             shared = examples.pop().spans[0][0]
-        examples.append(Example(row.line, ids, ((shared, len(ids)),), row.file))
+        examples.append(Example(row.line, ids, ((shared, len(ids)),), row.file, row.begins))
         before = ids
     return [e for e in examples if e.trained]
 
@@ -193,7 +194,7 @@ def _plain_example(row: Row, form: str, renderer: Renderer, ids: dict[str, array
         if merged:
             renderer.count("boundary_merges")
     tokens.refuse_two_bos(tokenizer, whole, "take the BOS token out of the text; the tokenizer adds it")
-    example = Example(row.line, whole + eos, ((0 if loss_on == "all" else len(before), len(whole) + 1),), row.file)
+    example = Example(row.line, whole + eos, ((0 if loss_on == "all" else len(before), len(whole) + 1),), row.file, row.begins)
     if not example.trained:
         raise Fault("no token of this row is trained")
     return example

@@ -7,69 +7,64 @@ import random
 from slmkit.data import personal, xray
 from slmkit.data.rows import Rows
 from slmkit.ml import chat, models
+from slmkit.ml.examples import Fitted
 from slmkit.steps._step import Context
 
 FIRST, DRAWN = 3, 2  # rows shown: the first ones, the longest, and some by chance
 LONGEST = 6000  # characters of a row that are shown
 
 
-def tokens(encoded: chat.Encoded, max_length: int) -> dict:
-    """An encoding as `xray.add_tokens` wants it."""
-    made = encoded.examples
-    return {
-        "lengths": [len(e.ids) for e in made], "trained": [e.trained for e in made], "lines": [e.line for e in made],
-        "left_out": list(encoded.too_long), "cut": _cut(encoded), "max_length": max_length,
-    }
+def tokens(made: Fitted, max_length: int, name: str) -> dict:
+    """What was made of rows, as `xray.add_tokens` wants it. name: of the rows."""
+    return {"lengths": made.lengths, "kept": made.tokens, "trained": made.trained_each()} | losses(made, max_length, name)
 
 
-def _cut(encoded: chat.Encoded) -> dict:
-    """Rows cut, by the side they lost, and how many lost a part of an answer."""
-    if not encoded.cut:
+def losses(made: Fitted, max_length: int, name: str) -> dict:
+    """What max_length cost."""
+    left_out, untrained = ({"rows": one.count, "shown": one.shown(name)} for one in (made.too_long, made.untrained))
+    return {"left_out": left_out, "untrained": untrained, "cut": _cut(made, name), "max_length": max_length}
+
+
+def _cut(made: Fitted, name: str) -> dict:
+    """Rows cut, by the side they lost, and how many lost a part of an answer, with the first of these."""
+    if not made.cut:
         return {}
-    side = {"end": "right", "start": "left"}[encoded.cut["side"]]
-    return {side: encoded.cut["rows"], "answers_cut": encoded.cut["answers_cut"]}
+    side = {"end": "right", "start": "left"}[made.cut["side"]]
+    return {side: made.cut["rows"], "answers_cut": made.answers_cut.count, "shown": made.answers_cut.shown(name)}
 
 
-def of_pairs(found: chat.Pairs, max_length: int) -> dict:
-    """The same of preferences: a row is as long as the longer of its sequences, and both continuations are learned from."""
-    made = found.pairs
-    return {
-        "lengths": [len(p) for p in made], "trained": [len(p.chosen) + len(p.rejected or ()) for p in made], "lines": [p.line for p in made],
-        "left_out": found.too_long, "cut": {}, "max_length": max_length,
-    }  # fmt: skip
+def check(ctx: Context, max_length: int, data: Rows, made: Fitted, validation: Rows | None, held_out: Fitted | None) -> None:
+    """The train step's look at what was made of its rows. Raises DataError on findings that are not allowed."""
+    held = losses(held_out, max_length, validation.name) if validation is not None and held_out is not None else None
+    xray.check_tokens(ctx, data, tokens(made, max_length, data.name), held)
 
 
-def of_prompts(found: chat.Prompts, max_length: int) -> dict:
-    """The same of prompts. What is learned of them is not there yet: the model will sample it."""
-    made = found.prompts
-    return {
-        "lengths": [len(p) for p in made], "trained": None, "lines": [p.line for p in made], "left_out": found.too_long, "cut": {},
-        "max_length": max_length,
-    }  # fmt: skip
-
-
-def check(ctx: Context, data: Rows, tokens: dict) -> None:
-    """The train step's look at its tokens (of one of the functions above). Raises DataError on findings that are not allowed."""
-    xray.check_tokens(ctx, data, tokens)
-
-
-def examine(facts: dict, given, config, data: Rows) -> dict:
+def examine(facts: dict, given, config, data: Rows, validation: Rows | None) -> dict:
     """The facts with those of the tokens, and some rows as the model will see them. Loads the tokenizer, no weights."""
     tokenizer = models.tokenizer(given)
     chat.set_template(tokenizer, config.chat_template)
-    chat.refuse_form(data, config.objective)
+    for rows in (data, validation):
+        if rows is not None:
+            chat.refuse_form(rows, config.objective)
+    made = _made(data, tokenizer, given, config)
+    held = losses(_made(validation, tokenizer, given, config), config.max_length, validation.name) if validation is not None else None
+    some = samples(_items(made), tokenizer, data.name, config.seed)
+    return xray.add_tokens(facts, **tokens(made, config.max_length, data.name), held_out=held) | {"samples": some}
+
+
+def _made(rows: Rows, tokenizer, given, config) -> chat.Encoded | chat.Pairs | chat.Prompts:
+    """What the objective learns from."""
     kwargs = {"max_length": config.max_length, "thinking": config.thinking, "allow_truncation": True}
-    ends = models.end_ids(given, tokenizer)
+    if config.objective == "grpo":
+        return chat.prompts(rows, tokenizer, **kwargs)
+    kwargs["ends"] = models.end_ids(given, tokenizer)
     if config.objective in ("sft", "gkd"):
-        encoded = chat.encode(data, tokenizer, loss_on=config.loss_on, ends=ends, too_long=config.too_long, **kwargs)
-        made, measured = encoded.examples, tokens(encoded, config.max_length)
-    elif config.objective == "grpo":
-        found = chat.prompts(data, tokenizer, **kwargs)
-        made, measured = found.prompts, of_prompts(found, config.max_length)
-    else:
-        pairs = chat.encode_pairs(data, tokenizer, ends=ends, **kwargs)
-        made, measured = pairs.pairs, of_pairs(pairs, config.max_length)
-    return xray.add_tokens(facts, **measured) | {"samples": samples(made, tokenizer, data.name, config.seed)}
+        return chat.encode(rows, tokenizer, loss_on=config.loss_on, too_long=config.too_long, **kwargs)
+    return chat.encode_pairs(rows, tokenizer, **kwargs)
+
+
+def _items(made: chat.Encoded | chat.Pairs | chat.Prompts) -> list:
+    return made.examples if isinstance(made, chat.Encoded) else made.pairs if isinstance(made, chat.Pairs) else made.prompts
 
 
 def samples(made: list, tokenizer, name: str, seed: int) -> list[dict]:
@@ -80,7 +75,7 @@ def samples(made: list, tokenizer, name: str, seed: int) -> list[dict]:
         for i in random.Random(seed).sample(range(len(made)), min(DRAWN, len(made))):
             chosen.setdefault(i, "by chance")
     return [
-        {"place": f"{e.file or name}:{e.line}", "why": ", ".join(filter(None, (why, part))), "tokens": len(e.ids), "trained": e.trained,
+        {"place": e.place(name), "why": ", ".join(filter(None, (why, part))), "tokens": len(e.ids), "trained": e.trained,
          "pieces": pieces(e, tokenizer)}
         for i, why in chosen.items() for part, e in _sequences(made[i])
     ]  # fmt: skip
@@ -95,10 +90,10 @@ def _sequences(one: chat.Example | chat.Pair | chat.Prompt) -> list[tuple[str, c
     if isinstance(one, chat.Example):
         return [("", one)]
     if isinstance(one, chat.Prompt):
-        return [("its answers will be sampled", chat.Example(one.line, one.ids, (), one.file))]
+        return [("its answers will be sampled", chat.Example(one.line, one.ids, (), one.file, one.begins))]
     names = ("chosen", "rejected") if one.label is None else ("marked good" if one.label else "marked bad",)
     return [
-        (name, chat.Example(one.line, one.prompt + ids, ((len(one.prompt), len(one.prompt) + len(ids)),), one.file))
+        (name, chat.Example(one.line, one.prompt + ids, ((len(one.prompt), len(one.prompt) + len(ids)),), one.file, one.begins))
         for name, ids in zip(names, (one.chosen, one.rejected), strict=False)
     ]
 

@@ -7,13 +7,14 @@ same checks as in `encode`.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from slmkit.data.rows import SHOWN, Row, Rows
+from slmkit.data import faults
+from slmkit.data.rows import Row, Rows, place
 from slmkit.errors import DataError, Problem
 from slmkit.ml import faithful, tokens
 from slmkit.ml.encode import Problems, answer_span, each, is_chat
-from slmkit.ml.examples import TOO_LONG_SHARE
+from slmkit.ml.examples import TOO_LONG_SHARE, Fitted
 from slmkit.ml.render import Fault, Renderer, Thinking, Turn
 
 
@@ -27,6 +28,15 @@ class Pair:
     rejected: array | None = None
     label: bool | None = None
     file: str = ""
+    begins: int = 0
+
+    def place(self, name: str) -> str:
+        return place(self.file or name, self.line, self.begins)
+
+    @property
+    def trained(self) -> int:
+        """Tokens of its continuations: both are learned from."""
+        return len(self.chosen) + len(self.rejected or ())
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -61,6 +71,10 @@ class Prompt:
     answer: str | None
     tools: tuple[dict, ...] = ()
     file: str = ""
+    begins: int = 0
+
+    def place(self, name: str) -> str:
+        return place(self.file or name, self.line, self.begins)
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -68,29 +82,44 @@ class Prompt:
 
     @property
     def row(self) -> str:
-        """Where it came from: FILE:LINE."""
-        return f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+        """Where it came from, as `place` has it."""
+        return self.place("") if self.file else f"line {self.line}"
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 @dataclass
-class Pairs:
-    """All pairs that fit. too_long: lines of those that do not. notes: what else happened, with counts."""
+class Pairs(Fitted):
+    """All pairs that fit; `lengths` are those of the longer sequence."""
 
     pairs: list[Pair]
-    too_long: list[int] = field(default_factory=list)
-    notes: dict[str, int | bool | str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Of both sequences of each, the prompt in both."""
+        return sum(p.trained + len(p.prompt) * (1 if p.rejected is None else 2) for p in self.pairs)
+
+    @property
+    def trained(self) -> int:
+        return sum(self.trained_each())
+
+    def trained_each(self) -> list[int]:
+        return [p.trained for p in self.pairs]
 
 
 @dataclass
-class Prompts:
-    """All prompts that fit. too_long: lines of those that do not. notes: what else happened, with counts."""
+class Prompts(Fitted):
+    """All prompts that fit."""
 
     prompts: list[Prompt]
-    too_long: list[int] = field(default_factory=list)
-    notes: dict[str, int | bool | str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(p) for p in self.prompts)
+
+    def trained_each(self) -> None:
+        return None
 
 
 FORMS = {"dpo": ("preference",), "kto": ("label",), "grpo": ("messages", "completion")}
@@ -125,8 +154,9 @@ def encode_pairs(
         ids = tokens.ids_of(tokenizer, texts)
         pairs += [pair for _, pair in each(rendered, problems, lambda row, turns, ids=ids: _pair(row, turns, renderer, ids, ends))]
     problems.raise_if_any()
-    fitting, too_long = _fitting(data, pairs, max_length, allow_truncation)
-    return Pairs(fitting, too_long, renderer.notes)
+    made = Pairs([], notes=renderer.notes)
+    made.pairs = _fitting(data, pairs, max_length, allow_truncation, made)
+    return made
 
 
 def _continuations(row: Row, renderer: Renderer) -> list[tuple[str, list[dict], Turn]]:
@@ -152,7 +182,7 @@ def _pair(row: Row, turns: list[tuple[str, list[dict], Turn]], renderer: Rendere
         prompt, written[name] = whole[:start], whole[start:end]
     if "rejected" in written and written["chosen"] == written["rejected"]:
         raise Fault("chosen and rejected are the same", "remove the row: there is nothing to prefer")
-    return Pair(row.line, prompt, written["chosen"], written.get("rejected"), row.label, row.file)
+    return Pair(row.line, prompt, written["chosen"], written.get("rejected"), row.label, row.file, row.begins)
 
 
 def prompts(data: Rows, tokenizer, *, max_length: int, thinking: Thinking = "keep", allow_truncation: bool = False) -> Prompts:
@@ -170,8 +200,9 @@ def prompts(data: Rows, tokenizer, *, max_length: int, thinking: Thinking = "kee
         ids = tokens.ids_of(tokenizer, (text for _, (text, _, _) in asked), special=not chat)
         found += [prompt for _, prompt in each(asked, problems, lambda row, given, ids=ids: _prompt(row, *given, renderer, ids))]
     problems.raise_if_any()
-    fitting, too_long = _fitting(data, found, max_length, allow_truncation)
-    return Prompts(fitting, too_long, renderer.notes)
+    made = Prompts([], notes=renderer.notes)
+    made.prompts = _fitting(data, found, max_length, allow_truncation, made)
+    return made
 
 
 def _asked(row: Row, renderer: Renderer, chat: bool) -> tuple[str, tuple[dict, ...], str | None]:
@@ -187,14 +218,19 @@ def _asked(row: Row, renderer: Renderer, chat: bool) -> tuple[str, tuple[dict, .
 
 def _prompt(row: Row, text: str, messages: tuple[dict, ...], answer: str | None, renderer: Renderer, ids: dict[str, array]) -> Prompt:
     tokens.refuse_two_bos(renderer.tokenizer, ids[text], "mend the chat template, which writes it twice")
-    return Prompt(row.line, text, ids[text], messages, answer, row.tools, row.file)
+    return Prompt(row.line, text, ids[text], messages, answer, row.tools, row.file, row.begins)
 
 
-def _fitting(data: Rows, items: list, max_length: int, allowed: bool) -> tuple[list, list[int]]:
-    """Those within max_length, and the lines of the others."""
-    long = [item for item in items if len(item) > max_length]
-    if (len(long) > TOO_LONG_SHARE * len(data) and not allowed) or len(long) == len(items):
-        problems = [Problem(f"longer than max_length ({max_length} tokens)", item.file or data.name, item.line) for item in long[:SHOWN]]
-        summary = f"{len(long)} of {len(data)} rows are longer than max_length: {max_length}; raise `max_length`, or shorten the rows"
+def _fitting(data: Rows, items: list, max_length: int, allowed: bool, made: Fitted) -> list:
+    """Those within max_length; the others go to `made`."""
+    made.lengths = array("I", map(len, items))
+    fitting = [item for item in items if len(item) <= max_length]
+    for item in items if len(fitting) < len(items) else ():
+        if len(item) > max_length:
+            made.too_long.add(item)
+    lost = made.too_long.count
+    if (lost > TOO_LONG_SHARE * len(data) and not allowed) or not fitting:
+        problems = [faults.of_row(f"longer than max_length ({max_length} tokens)", item, data.name) for item in made.too_long.first]
+        summary = f"{lost} of {len(data)} rows are longer than max_length: {max_length}; raise `max_length`, or shorten the rows"
         raise DataError(problems, summary)
-    return [item for item in items if len(item) <= max_length], [item.line for item in long]
+    return fitting

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from slmkit.data.rows import Rows
 from slmkit.errors import Problem, RecipeError
-from slmkit.ml import batches, look, memory, models
+from slmkit.ml import batches, counted, look, memory, models
 from slmkit.ml.examples import Example
 from slmkit.ml.packing import choices, micro_batch
 from slmkit.ml.pairs import Pair, encode_pairs, refuse_form
@@ -153,18 +153,14 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     config = run.config
     kwargs = {"max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer), "thinking": config.thinking}
     encoded = encode_pairs(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
+    held = encode_pairs(validation, run.tokenizer, **kwargs, allow_truncation=True) if validation else None
     if run.rank == 0:
-        look.check(run.ctx, data, look.of_pairs(encoded, config.max_length))
-    pairs, allowed = encoded.pairs, "truncation" in run.ctx.execution.allow
-    held_out = Table(encode_pairs(validation, run.tokenizer, **kwargs, allow_truncation=allowed).pairs) if validation else None
-    trained = sum(len(p.chosen) + len(p.rejected or ()) for p in pairs)
-    tokens = trained + sum(len(p.prompt) * (1 if p.rejected is None else 2) for p in pairs)
+        look.check(run.ctx, config.max_length, data, encoded, validation, held)
+    pairs, held_out = encoded.pairs, Table(held.pairs) if held else None
+    tokens, trained = encoded.tokens, encoded.trained
     run.ctx.log("data", rows=len(pairs), tokens=tokens, trained_tokens=trained, form=data.form, **encoded.notes)
-    if encoded.too_long:
-        run.ctx.log("rows_left_out", why="longer than max_length", count=len(encoded.too_long), lines=encoded.too_long[:5], file=data.name)
-    values = {
-        "rows": len(pairs), "rows_left_out": len(encoded.too_long), "tokens": tokens, "trained_tokens": trained, "form": data.form,
-    } | encoded.notes  # fmt: skip
+    values = counted.said(run.ctx, data, encoded, len(pairs)) | counted.held_out(run.ctx, validation, held, len(held.pairs) if held else 0)
+    values |= {"tokens": tokens, "trained_tokens": trained, "form": data.form} | encoded.notes
     examples = Examples(Table(pairs), held_out)
 
     def measure(_: torch.nn.Module) -> float:

@@ -336,5 +336,5 @@ def examine(inputs: dict, config: Config, execution: Execution) -> dict:
     facts = xray.measure(data, validation, inputs.get("tasks") or ())
     from slmkit.ml import look
 
-    facts = look.examine(facts, inputs["model"], config, data)
+    facts = look.examine(facts, inputs["model"], config, data, validation)
     return facts | {"findings": [asdict(f) for f in xray.findings(facts, tuple(execution.allow))]}

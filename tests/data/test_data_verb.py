@@ -31,7 +31,7 @@ def test_text_json_and_page_agree(project: Cli) -> None:
     assert text.returncode == 0, text.stderr
     assert "sft  62 rows, messages" in text.stdout and "⟦{\"order\"" in text.stdout and "copies of another row: 1 row\n" in text.stdout
     assert "p/data/train.jsonl:2 ↔ p/data/train.jsonl:62" in text.stdout and "\x1b" not in text.stdout and "marie" not in text.stdout
-    made = project("data", "p/recipe.yaml", "sft", "--json", "--html", "x.html")
+    made = project("data", "p/recipe.yaml", "--step", "sft", "--json", "--html", "x.html")
     facts = json.loads(made.stdout)["steps"]["sft"]
     assert {f["kind"]: f["count"] for f in facts["findings"]} == {"duplicates": 1, "personal": 1}
     assert sum(facts["tokens"]["histogram"]["counts"]) == facts["data"]["rows"] == 62

@@ -137,3 +137,22 @@ def test_broken_rows_stop_before_torch_is_imported(tmp_path):
 
     env = {"PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], env=env).returncode == 0
+
+
+def test_a_row_knows_its_line_and_its_number(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "b.json").write_text(json.dumps(records))
+    (tmp_path / "c.jsonl").write_text("\n" + "".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "d.csv").write_text('prompt,completion\n"0\n?",0.\n1?,1.\n2?,2.\n')
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "e.parquet")
+    places = {p.name: [r.place("d").rpartition("/")[2] for r in read(p)] for p in sorted(tmp_path.iterdir())}
+    assert places == {
+        "a.json": ["a.json:2 (row 1)", "a.json:6 (row 2)", "a.json:10 (row 3)"], "b.json": ["b.json:1", "b.json:1 (row 2)", "b.json:1 (row 3)"],
+        "c.jsonl": ["c.jsonl:2", "c.jsonl:3", "c.jsonl:4"], "d.csv": ["d.csv:2", "d.csv:4", "d.csv:5"],
+        "e.parquet": ["e.parquet (row 1)", "e.parquet (row 2)", "e.parquet (row 3)"],
+    }  # fmt: skip
+    assert [r.line for r in read(tmp_path / "a.json")] == [1, 2, 3], "by which rows are told apart"

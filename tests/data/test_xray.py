@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from slmkit.errors import DataError
 from slmkit.steps._step import Context
 from slmkit.steps._task_form import Task
 from slmkit.steps.train import Execution
-from tests.support.drive import given
+from tests.support.drive import given, mapped
 
 PLAIN = [  # texts with nothing in common, so that what is found is what was planted
     ("Where is my parcel from last Tuesday evening?", "It lies at the depot."),
@@ -104,19 +106,19 @@ def test_a_task_in_another_container(tmp_path, kind):
     q = PLAIN[0][0]
     if kind == "csv":
         (tmp_path / "t.csv").write_text(f'q,a\n"two\nlines",x\n{q},y\n')
-        name, source, line = "t.csv", "csv", 4
+        name, source, place = "t.csv", "csv", "t.csv:4"
     elif kind == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         pq.write_table(pa.table({"q": ["other words", q], "a": ["x", "y"]}), tmp_path / "t.parquet")
-        name, source, line = "t.parquet", "parquet", 2
+        name, source, place = "t.parquet", "parquet", "t.parquet (row 2)"
     else:
         (tmp_path / "t.json").write_text(json.dumps([{"q": "other words"}, {"q": q}], indent=1))
-        name, source, line = "t.json", "json", 2
+        name, source, place = "t.json", "json", "t.json:5 (row 2)"
     (tmp_path / "t.yaml").write_text(f"task: t\ndataset_path: {source}\ndataset_kwargs: {{data_files: {name}}}\ndoc_to_text: '{{{{q}}}}'\n")
     leak = xray.measure(chat(PLAIN), None, (given(tmp_path / "t.yaml", "task", "tasks"),))["leaks"][0]
-    assert leak["leaked"] == 1 and leak["shown"][0][1].endswith(f"{name}:{line}")
+    assert leak["leaked"] == 1 and leak["shown"][0][1].endswith(place)
 
 
 def test_tasks_on_the_hub_are_said_not_to_be_checked(tmp_path):
@@ -201,18 +203,59 @@ def test_empty_sides():
     assert {f.kind for f in xray.findings(facts) if f.level == "error"} == {"empty"}
 
 
-def encoded(facts, trained, left_out=(), cut=None):
-    n = len(trained)
-    return xray.add_tokens(facts, [10] * n, trained, list(range(1, n + 1)), list(left_out), cut or {}, 32)
+def lost(left_out=0, untrained=0, cut=None):
+    left, bare = ({"rows": n, "shown": [f"d.jsonl:{20 - i}" for i in range(n)]} for n in (left_out, untrained))
+    return {"left_out": left, "untrained": bare, "cut": cut or {}, "max_length": 32}
+
+
+def encoded(facts, trained, left_out=0, cut=None, untrained=0, held_out=None):
+    rows = len(trained) + left_out
+    return xray.add_tokens(facts, lengths=[10] * rows, kept=10 * len(trained), trained=trained, **lost(left_out, untrained, cut), held_out=held_out)
 
 
 def test_thresholds_of_tokens_and_the_key_that_allows_them():
     facts = xray.measure(chat([(f"{q} {i}", f"{a} {i}") for i in range(5) for q, a in PLAIN]), None)  # 20 rows
-    assert "untrained" not in kinds(encoded(facts, [3] * 20)) and "truncation" not in kinds(encoded(facts, [3] * 19, [20]))
-    assert kinds(encoded(facts, [3] * 19 + [0]))["untrained"].where == ("d.jsonl:20",)
-    assert kinds(encoded(facts, [3] * 18, [19, 20]))["truncation"].level == "error"
-    found = kinds(encoded(facts, [3] * 20, cut={"answers_cut": 2, "right": 2}), ("truncation",))["truncation"]
-    assert (found.level, found.allow) == ("allowed", "execution.allow=[truncation]")
+    assert "untrained" not in kinds(encoded(facts, [3] * 20)) and "truncation" not in kinds(encoded(facts, [3] * 19, 1))
+    assert kinds(encoded(facts, [3] * 19, untrained=1))["untrained"].where == ("d.jsonl:20",)
+    assert kinds(encoded(facts, [3] * 18, 2))["truncation"].level == "error"
+    found = kinds(encoded(facts, [3] * 20, cut={"answers_cut": 2, "right": 2, "shown": ["d.jsonl:7"]}), ("truncation",))["truncation"]
+    assert (found.level, found.allow, found.where) == ("allowed", "execution.allow=[truncation]", ("d.jsonl:7",))
+
+
+def test_rows_lost_of_validation_are_shown_warned_of_and_too_many_an_error():
+    held = chat([(f"Is number {i} held out, or is it not?", f"{i}.") for i in range(30)], "v.jsonl")
+    facts = xray.measure(chat(PLAIN), dataclasses.replace(held, dropped={"not JSON": 2}))
+    one, two = (kinds(encoded(facts, [3] * 4, held_out=lost(n)))["truncation"] for n in (1, 2))
+    assert (one.level, one.count, one.where) == ("warning", 1, ("d.jsonl:20",)) and "1 row of 30 (3%) of `validation` is left out" in one.what
+    assert (two.level, two.count) == ("error", 2) and "`validation`" in two.what
+    assert "truncation" not in kinds(encoded(facts, [3] * 4, held_out=lost()))
+    shown = dict(report.table(encoded(facts, [3] * 4, held_out=lost(2))))["validation"]
+    assert shown == "30 rows of v.jsonl · 2 rows left out (6.7%) at max_length 32 · dropped: 2 not JSON"
+
+
+def test_what_max_length_would_cost_is_seen_in_the_lengths_before_it():
+    facts = xray.measure(chat(PLAIN), None)
+    made = xray.add_tokens(facts, lengths=[10, 20, 900], kept=30, trained=[3, 4], **lost(1))["tokens"]
+    assert (made["max"], made["sum"], made["trained"]) == (900, 30, 7) and sum(made["histogram"]["counts"]) == 3
+    assert "30, of which 7 trained (23%)" in dict(report.table(facts | {"tokens": made}))["tokens"]
+
+
+def test_the_mend_of_too_long_rows_names_max_length_and_the_key():
+    facts = encoded(xray.measure(chat(PLAIN), None), [3] * 3, 1)
+    facts |= {"findings": [dataclasses.asdict(f) for f in xray.findings(facts)], "samples": []}
+    mend = "raise `max_length`, or shorten the rows; or allow it: --set 'steps.sft.execution.allow=[truncation]'"
+    assert mend in report.plain(report.lines("sft", facts, brackets=True))
+    page = re.sub("<.*?>", "", report.html("r", {"sft": facts}))
+    assert "raise max_length, or shorten the rows; or allow it: --set 'steps.sft.execution.allow=[truncation]'" in page
+
+
+def test_copies_that_a_weight_makes_are_no_finding_and_a_file_given_twice_is(tmp_path):
+    for name, pairs in (("a.jsonl", PLAIN), ("b.jsonl", [("Two of a kind, which is which of them?", "That.")] * 2)):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in pairs))
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    weighed = xray.measure(read.read((mapped(a, weight=2.5), mapped(b, weight=3))), None)
+    assert weighed["data"]["rows"] == 16 and weighed["duplicates"]["exact"]["rows"] == 1, "that of b, once"
+    assert xray.measure(read.read((given(a, "dataset", "data"), given(a, "dataset", "data"))), None)["duplicates"]["exact"]["rows"] == 4
 
 
 def context(tmp_path, **execution):
@@ -229,11 +272,27 @@ def test_train_stops_names_the_key_and_goes_on_when_allowed(tmp_path):
     assert "--set 'steps.sft.execution.allow=[leaks]'" in e.value.render() and e.value.problems[0].line == 2
     ctx, said = context(tmp_path, allow=["leaks"])
     xray.check_rows(ctx, chat(PLAIN, "some/where/d.jsonl"), held)
-    xray.check_tokens(ctx, chat(PLAIN), {"lengths": [5] * 4, "trained": [1] * 4, "lines": [1, 2, 3, 4], "left_out": [], "cut": {}, "max_length": 32})
+    xray.check_tokens(ctx, chat(PLAIN), {"lengths": [5] * 4, "kept": 20, "trained": [1] * 4} | lost(), lost())
     written = json.loads((tmp_path / xray.FILE).read_text())
     assert [f["level"] for f in written["findings"]] == ["allowed"] and written["tokens"]["trained"] == 4
     assert written["findings"][0]["where"] == ["d.jsonl:2 ↔ v.jsonl:1 (exact)"], "no folders: they are no part of what comes out"
     assert said[-1][1].items() >= {"rows": 4, "errors": 0, "warnings": 0, "said": [written["findings"][0]["what"]]}.items()
+
+
+def test_train_says_what_it_skipped_on_either_side(tmp_path):
+    ctx, said = context(tmp_path)
+    data, held = (dataclasses.replace(chat(pairs, name), dropped=why) for pairs, name, why in (
+        (PLAIN[:3], "d.jsonl", {}), (PLAIN[3:], "v.jsonl", {"not JSON": 1, "no answer": 2})))  # fmt: skip
+    xray.check_rows(ctx, data, held)
+    assert [f["what"] for e, f in said if e == "warning"] == ["`validation`: 3 rows of v.jsonl skipped as broken (1 not JSON, 2 no answer)"]
+    assert json.loads((tmp_path / xray.FILE).read_text())["validation"] == {"name": "v.jsonl", "rows": 1, "dropped": {"not JSON": 1, "no answer": 2}}
+
+
+def test_the_place_of_an_error_is_that_of_its_first_row(tmp_path):
+    for place, file, line in (("my data.json:50 (row 5)", "my data.json", 50), ("d.parquet (row 5)", "d.parquet", 0), ("d.jsonl:3", "d.jsonl", 3)):
+        found = xray.Finding("leaks", "error", 1, "1 leaks", (f"{place} ↔ v.jsonl:1 (exact)",), "execution.allow=[leaks]")
+        problem = xray._problem(found, "sft")
+        assert (problem.file, problem.line) == (file, line)
 
 
 def test_what_is_written_holds_no_text_of_a_row(tmp_path):

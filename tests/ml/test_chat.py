@@ -1,12 +1,16 @@
 """What is trained is the assistant's text and the end of its turn, nothing else; templates that break this are refused."""
 
+import json
+
 import pytest
 from conftest import CHATML, chats
 
+from slmkit.data import read
 from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
 from slmkit.ml import chat
 from slmkit.ml.chat import IGNORED
+from tests.support.drive import given
 
 END = 2  # <|im_end|>
 
@@ -119,12 +123,25 @@ def test_chatml_needs_its_tokens(templated):
         templated.get_vocab = tokens
 
 
+def test_a_row_of_an_array_is_named_by_the_line_where_it_begins(tokenizer, tmp_path):
+    made = chats(3)
+    made[2]["messages"][-1]["content"] = "Graz <|im_end|> 1"
+    (tmp_path / "d.json").write_text(json.dumps(made, indent=1))
+    (tmp_path / "e.jsonl").write_text("".join(json.dumps(r) + "\n" for r in chats(2)))
+    files = (given(tmp_path / "e.jsonl", "dataset", "data"), given(tmp_path / "d.json", "dataset", "data"))
+    line = [i for i, text in enumerate((tmp_path / "d.json").read_text().splitlines(), 1) if text == " {"][2]
+    with pytest.raises(DataError) as e:
+        encode(read.read(files), tokenizer)
+    (problem,) = e.value.problems
+    assert problem.file.endswith("d.json") and problem.line == line and problem.what.startswith("row 3: ")
+
+
 def test_rows_too_long_are_left_out_whole_and_counted(tokenizer):
     long = chats(1)[0]["messages"]
     long = [long[0] | {"content": "x " * 300}, long[1]]
     short = [r["messages"] for r in chats(40)]
     encoded = encode(rows(long, *short), tokenizer)
-    assert encoded.too_long == [1] and len(encoded.examples) == 40
+    assert encoded.too_long.shown("d") == ["d:1"] and len(encoded.examples) == 40
     assert all(e.input_ids[-2] == END for e in encoded.examples)
     with pytest.raises(DataError, match="max_length") as e:
         encode(rows(long, long, long, *short), tokenizer)

@@ -1,5 +1,6 @@
 """dpo, kto, grpo and gkd: what they learn, what they refuse, and that a stopped run ends in the same bytes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -108,6 +109,28 @@ def test_kto_learns_what_is_good(tmp_path, tiny):
     assert tried.values["rewards_margin"] > 0.5 > 0.1 > abs(tried.values["rewards_margin_first"])
     assert tried.values["train_loss"] < tried.values["first_loss"] and tried.values["rows_good"] == tried.values["rows_bad"] == 10
     assert tried.values["validation_loss"] < 0.5
+
+
+def with_long(form: str, n: int, long: int) -> rows.Rows:
+    """Rows whose questions are too long in the first `long`, and two that were broken."""
+    asked = {"role": "user", "content": "please " * 80}
+    made = [dataclasses.replace(r, messages=(asked, *r.messages)) if r.line <= long else r for r in data(form, n)]
+    return dataclasses.replace(rows.of("held.jsonl", form, made), dropped={"not JSON": 2})
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+def test_rows_that_are_left_out_are_counted_on_both_sides(tmp_path, tiny, objective):
+    form = FORMS[objective]
+    given_rows = dataclasses.replace(data(form), dropped={"no answer": 1})
+    with pytest.raises(DataError, match=r"3 rows of 24 \(12%\) of `validation` are left out") as e:
+        Tried(tmp_path / "a", tiny, objective, given_rows=given_rows, validation=with_long(form, 24, 3))
+    assert "--set 'steps.sft.execution.allow=[truncation]'" in e.value.render() and e.value.problems[0].line == 1
+    tried = Tried(tmp_path / "b", tiny, objective, given_rows=given_rows, validation=with_long(form, 24, 1), max_steps=1)
+    assert {k: v for k, v in tried.values.items() if k.startswith(("rows_d", "rows_l", "validation_rows"))} == {
+        "rows_dropped": {"no answer": 1}, "rows_left_out": 0,
+        "validation_rows": 23, "validation_rows_left_out": 1, "validation_rows_dropped": {"not JSON": 2}}  # fmt: skip
+    warned = [e["what"] for e in tried.named("warning")]
+    assert any("1 row of 24 (4%) of `validation` is left out" in w for w in warned) and any("2 rows of held.jsonl skipped" in w for w in warned)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])

@@ -9,7 +9,7 @@ from test_templates import SINGLE, THINKING, TOOL, TOOLS, assistant, changed, en
 
 from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
-from slmkit.ml import chat, tokens
+from slmkit.ml import chat, look, tokens
 
 ASKED = (user("Where?"),)
 PREFERENCE = Row(3, messages=ASKED, chosen=(assistant("Graz."),), rejected=(assistant("I do not know."),))
@@ -70,10 +70,20 @@ def test_long_pairs_and_prompts_are_left_out_and_counted():
     short = [PREFERENCE] * 30
     long = Row(99, messages=ASKED, chosen=(assistant("Graz. " * 400),), rejected=(assistant("No."),))
     found = pairs("qwen2_5", *short, long, max_length=200)
-    assert len(found.pairs) == 30 and found.too_long == [99]
+    assert len(found.pairs) == 30 and found.too_long.shown("d") == ["d:99"]
     with pytest.raises(DataError, match="longer than max_length"):
         pairs("qwen2_5", PREFERENCE, long, max_length=200)
-    assert pairs("qwen2_5", PREFERENCE, long, max_length=200, allow_truncation=True).too_long == [99]
+    assert pairs("qwen2_5", PREFERENCE, long, max_length=200, allow_truncation=True).too_long.count == 1
+
+
+def test_tokens_of_pairs_are_those_of_both_sequences():
+    (pair,) = (found := pairs("qwen2_5", PREFERENCE)).pairs
+    facts = look.tokens(found, 9999, "d")
+    assert facts["kept"] == 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) == found.tokens
+    assert facts["trained"] == [len(pair.chosen) + len(pair.rejected)] and list(facts["lengths"]) == [len(pair.prompt) + len(pair.rejected)]
+    long = Row(99, messages=ASKED, chosen=(assistant("Graz. " * 400),), rejected=(assistant("No."),))
+    facts = look.tokens(pairs("qwen2_5", PREFERENCE, long, max_length=200, allow_truncation=True), 200, "d")
+    assert max(facts["lengths"]) > 400 and facts["left_out"] == {"rows": 1, "shown": ["d:99"]}, "before any was left out"
 
 
 # --- cuts, boundaries, batches --------------------------------------------------------------------------------------------------
@@ -98,15 +108,17 @@ def test_a_cut_at_the_start_keeps_bos_and_the_answer():
     assert [i for i in example.labels if i != chat.IGNORED] == example.input_ids[example.spans[0][0] :]
     assert tokenizer_of("llama3").decode([i for i in example.labels if i != chat.IGNORED]) == "Graz.<|eot_id|>"
     assert encoded.cut | {"tokens": 0} == {"rows": 1, "answers_cut": 0, "tokens": 0, "side": "start"} and encoded.cut["tokens"] > 0
-    assert len(encoded.examples) == 31 and encoded.too_long == []
+    assert len(encoded.examples) == 31 and not encoded.too_long.count and not encoded.answers_cut.count
 
 
 def test_a_cut_at_the_end_that_takes_the_answer_is_counted_and_too_many_are_an_error():
     encoded = cut("llama3", rows(LONG, *SHORT), too_long="cut_end")
     assert len(encoded.examples) == 30  # nothing trained was left of the first
     assert encoded.cut["answers_cut"] == 1 and encoded.cut["side"] == "end"
-    with pytest.raises(DataError, match=r"3 of 33 rows \(9%\) lose a part of an answer \(cut at the end\)"):
+    assert encoded.answers_cut.shown("d") == encoded.untrained.shown("d") == ["d:1"]
+    with pytest.raises(DataError) as e:
         cut("llama3", rows(LONG, LONG, LONG, *SHORT), too_long="cut_end")
+    assert "3 of 33 rows (9%) lose a part of an answer (cut at the end)" in e.value.render() and [p.line for p in e.value.problems] == [1, 2, 3]
     allowed = cut("llama3", rows(LONG, LONG, LONG, *SHORT), too_long="cut_end", allow_truncation=True)
     assert allowed.cut["answers_cut"] == 3
     with pytest.raises(DataError):

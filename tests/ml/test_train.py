@@ -347,4 +347,35 @@ def test_too_long_rows_are_counted_in_the_result(tmp_path, tiny):
     driver, result = run(tmp_path, tiny, write_jsonl(tmp_path / "d.jsonl", rows_))
     assert result.values["rows_left_out"] == 1 and result.values["rows"] == 59
     (event,) = [e for e in driver.events if e["event"] == "rows_left_out"]
-    assert event["lines"] == [8]
+    assert event["where"] == [f"{read.shown(tmp_path / 'd.jsonl')}:8"]
+
+
+def test_a_row_of_which_a_cut_leaves_nothing_stops_it_until_that_is_allowed(tmp_path, tiny):
+    rows_ = chats(60)
+    rows_[7]["messages"][-2]["content"] = "please " * 100
+    data = write_jsonl(tmp_path / "d.jsonl", rows_)
+    with pytest.raises(DataError, match="1 row without a single trained token") as e:
+        run(tmp_path / "a", tiny, data, too_long="cut_end", max_steps=1)
+    assert e.value.problems[0].line == 8 and "--set 'steps.STEP.execution.allow=[untrained]'" in e.value.render()
+    driver, result = run(tmp_path / "b", tiny, data, execution={"allow": ["untrained"]}, too_long="cut_end", max_steps=1)
+    assert {k: result.values[k] for k in ("rows", "rows_left_out", "rows_untrained", "cut_answers_cut")} == {
+        "rows": 59, "rows_left_out": 0, "rows_untrained": 1, "cut_answers_cut": 1}
+    (event,) = [e for e in driver.events if e["event"] == "rows_cut"]
+    assert event["where"] == [f"{read.shown(data)}:8"]
+
+
+def test_validation_rows_that_are_not_measured_are_counted(tmp_path, tiny, rows_file):
+    held = chats(30)
+    held[4]["messages"][-1]["content"] = "Graz " * 200
+    path = tmp_path / "v.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in held) + "{broken\n")
+    execution = {"allow": ["leaks"]}
+    driver, result = run(tmp_path / "a", tiny, rows_file, path, execution, max_steps=1, on_bad_row="skip")
+    kept = {k: v for k, v in result.values.items() if k.startswith("validation_rows")}
+    assert kept == {"validation_rows": 29, "validation_rows_left_out": 1, "validation_rows_dropped": {next(iter(kept["validation_rows_dropped"])): 1}}
+    written = json.loads((driver.out / "xray.json").read_text())["validation"]
+    assert written["left_out"] == {"rows": 1, "shown": ["v.jsonl:5"]} and sum(written["dropped"].values()) == 1 and written["rows"] == 30
+    warned = [e["what"] for e in driver.events if e["event"] == "warning" and "`validation`" in e["what"]]
+    assert len(warned) == 2 and "1 row of" in warned[0] and "1 row of 30" in warned[1]
+    (event,) = [e for e in driver.events if e["event"] == "validation_rows_left_out"]
+    assert event["count"] == 1 and event["where"] == [f"{read.shown(path)}:5"]

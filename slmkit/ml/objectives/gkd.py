@@ -101,7 +101,7 @@ def _with_answer(example: Example, begin: int, wrote: list[int], known: int) -> 
     of padding at once is taught what should have been there."""
     end = next((k for k, one in enumerate(wrote) if one >= known), len(wrote))
     ids = example.ids[:begin] + array("i", wrote[:end] or [example.ids[begin]])
-    return Example(example.line, ids, ((begin, len(ids)),), example.file)
+    return Example(example.line, ids, ((begin, len(ids)),), example.file, example.begins)
 
 
 def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:

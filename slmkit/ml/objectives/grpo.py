@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from slmkit.data import faults
 from slmkit.data.rows import SHOWN, Rows
 from slmkit.errors import DataError, Problem, RecipeError, StepFailed
-from slmkit.ml import answers, batches, judge, look, memory, models, pairs, preference, rewards, watch, writable
+from slmkit.ml import answers, batches, counted, judge, look, memory, models, pairs, preference, rewards, watch, writable
 from slmkit.ml.packing import PADDED_ROWS
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -126,15 +127,14 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
     config, said = run.config, run.config.grpo
     code = run.ctx.inputs.get("reward_code")
     earns = rewards.build(said.rewards, Path(code.path) if code else None)
-    found = _prompts(run, data, earns, held_out=False)  # too much that is too long is look.check's to refuse, with the key
+    found = _prompts(run, data, earns)
+    held = _prompts(run, validation, earns) if validation else None
     if run.rank == 0:
-        look.check(run.ctx, data, look.of_prompts(found, config.max_length))
-    held_out = _prompts(run, validation, earns, held_out=True).prompts if validation else None
-    tokens = sum(len(p) for p in found.prompts)
+        look.check(run.ctx, config.max_length, data, found, validation, held)
+    held_out, tokens = held.prompts if held else None, found.tokens
     run.ctx.log("data", rows=len(found.prompts), tokens=tokens, form=data.form, rewards=[r.name for r in earns], **found.notes)
-    if found.too_long:
-        run.ctx.log("rows_left_out", why="longer than max_length", count=len(found.too_long), lines=found.too_long[:5], file=data.name)
-    values = {"rows": len(found.prompts), "rows_left_out": len(found.too_long), "tokens": tokens, "form": data.form} | found.notes
+    values = counted.said(run.ctx, data, found, len(found.prompts)) | counted.held_out(run.ctx, validation, held, len(held_out or ()))
+    values |= {"tokens": tokens, "form": data.form} | found.notes
     ends = models.end_ids(run.given, run.tokenizer)
 
     def measure(model: torch.nn.Module) -> float:
@@ -174,14 +174,15 @@ def _judges(run: Run, earns: list[rewards.Reward]) -> dict[str, judge.Judge]:
     return {r.name: judge.Judge(run.ctx, r.judge, r.name, run.config.seed) for r in asked}
 
 
-def _prompts(run: Run, data: Rows, earns: list[rewards.Reward], held_out: bool) -> pairs.Prompts:
+def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:
+    """Those that fit; too much that is too long is look.check's to refuse, with the key."""
     preference.wanted(run, data)
     given = {"max_length": run.config.max_length, "thinking": run.config.thinking}
-    found = pairs.prompts(data, run.tokenizer, **given, allow_truncation=not held_out or "truncation" in run.ctx.execution.allow)
+    found = pairs.prompts(data, run.tokenizer, **given, allow_truncation=True)
     bare = [p for p in found.prompts if p.answer is None]
     needy = [r.name for r in earns if r.needs_reference]
     if bare and needy:
-        problems = [Problem(f"no answer for the reward `{needy[0]}` to compare with", p.file or data.name, p.line) for p in bare[:SHOWN]]
+        problems = [faults.of_row(f"no answer for the reward `{needy[0]}` to compare with", p, data.name) for p in bare[:SHOWN]]
         mend = "end each row with an `assistant` message (`completion`), or choose other rewards"
         raise DataError(problems, f"{len(bare)} of {len(data)} rows have no answer of their own; {mend}")
     return found

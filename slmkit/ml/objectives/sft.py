@@ -14,7 +14,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from slmkit.data.rows import Rows
-from slmkit.ml import batches, chat, look, loss, memory, models, packing, pairs, writable
+from slmkit.ml import batches, chat, counted, look, loss, memory, models, packing, pairs, writable
 from slmkit.ml.shards import Sharding
 from slmkit.ml.training import Prepared, Run, arguments, steps
 
@@ -60,23 +60,14 @@ def encode(run: Run, data: Rows, validation: Rows | None) -> tuple[chat.Encoded,
             pairs.refuse_form(rows, config.objective)
     kwargs = {"loss_on": config.loss_on, "max_length": config.max_length, "ends": models.end_ids(run.given, run.tokenizer)}
     kwargs |= {"thinking": config.thinking, "too_long": config.too_long}
-    allowed = "truncation" in run.ctx.execution.allow
     encoded = chat.encode(data, run.tokenizer, **kwargs, allow_truncation=True)  # too much of it is look.check's to refuse, with the key
+    held_out = chat.encode(validation, run.tokenizer, **kwargs, allow_truncation=True) if validation else None
     if run.rank == 0:
-        look.check(run.ctx, data, look.tokens(encoded, config.max_length))
-    held_out = chat.encode(validation, run.tokenizer, **kwargs, allow_truncation=allowed) if validation else None
+        look.check(run.ctx, config.max_length, data, encoded, validation, held_out)
     run.ctx.log("data", rows=len(encoded.examples), tokens=encoded.tokens, trained_tokens=encoded.trained, form=data.form, **encoded.notes)
-    if encoded.too_long:
-        run.ctx.log("rows_left_out", why="longer than max_length", count=len(encoded.too_long), lines=encoded.too_long[:5], file=data.name)
-    values = {
-        "rows": len(encoded.examples), "rows_left_out": len(encoded.too_long), "tokens": encoded.tokens,
-        "trained_tokens": encoded.trained, "form": data.form,
-    } | encoded.notes  # fmt: skip
-    if data.dropped:
-        values["rows_dropped"] = dict(data.dropped)
-    if encoded.cut:
-        values |= {f"cut_{key}": value for key, value in encoded.cut.items()}
-        run.ctx.log("rows_cut", **encoded.cut)
+    values = counted.said(run.ctx, data, encoded, len(encoded.examples))
+    values |= counted.held_out(run.ctx, validation, held_out, len(held_out.examples) if held_out else 0)
+    values |= {"tokens": encoded.tokens, "trained_tokens": encoded.trained, "form": data.form} | encoded.notes
     return encoded, held_out, values
 
 
