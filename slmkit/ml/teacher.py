@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from slmkit.ml import completions, models
 from slmkit.ml.completions import BadRequest, Speaker
-from slmkit.ml.writer import Writer
+from slmkit.ml.writer import Ask, Writer
 from slmkit.steps._step import Given
-from slmkit.teach.desk import Desk
+from slmkit.teach.budget import Held
+from slmkit.teach.desk import Desk, over_budget
 from slmkit.teach.request import Request, answer
 
 
@@ -21,10 +22,18 @@ def carry(desk: Desk, requests: Iterator[Request], given: Given, execution: Any)
     if first is None:
         return
     writer, speaker = load(given, models.device(execution.device))
-    batch = [first]
-    while batch:
-        _batch(desk, batch, writer, speaker)
-        batch = list(islice(waiting, execution.concurrency))
+    waiting, queue = chain([first], waiting), []
+    while True:
+        queue += _asks(desk, fresh := list(islice(waiting, execution.concurrency - len(queue))), speaker)
+        if not queue and not fresh:
+            return
+        if not queue:
+            continue
+        held = _held(desk, [request for request, _ in queue])
+        if not held:
+            raise over_budget(desk, desk.budget.most(queue[0][0]), chain((request for request, _ in queue[1:]), waiting))
+        _batch(desk, queue[: len(held)], held, writer, speaker)
+        queue = queue[len(held) :]
 
 
 def load(given: Given, where, dtype=None) -> tuple[Writer, Speaker]:
@@ -39,18 +48,32 @@ def load(given: Given, where, dtype=None) -> tuple[Writer, Speaker]:
     return writer, Speaker(tokenizer, frozenset(models.end_ids(given, tokenizer)), writer.longest, (given.digest or given.revision or "")[:12])
 
 
-def _batch(desk: Desk, batch: list[Request], writer: Writer, speaker: Speaker) -> None:
+def _asks(desk: Desk, requests: Iterable[Request], speaker: Speaker) -> list[tuple[Request, Ask]]:
+    """Each with what the model is asked; those that do not fit into its context are dropped."""
     asked = []
-    for request in batch:
+    for request in requests:
         try:
             asked.append((request, completions.chat_asks(request.body, speaker)[0]))
         except BadRequest as e:
             if e.code != "context_length_exceeded":
                 raise
             desk.drop(request, str(e))
-    held = [desk.budget.most(request) for request, _ in asked]
-    for (request, _), one in zip(asked, held, strict=True):
+    return asked
+
+
+def _held(desk: Desk, requests: list[Request]) -> list[Held]:
+    """Reservations for as many, from the first on, as the budget allows at once."""
+    held: list[Held] = []
+    for request in requests:
+        one = desk.budget.most(request)
+        if desk.budget.fits(one) != "yes":
+            break
         desk.reserve(request, one)
-    wrote = writer.write([ask for _, ask in asked]) if asked else []
+        held.append(one)
+    return held
+
+
+def _batch(desk: Desk, asked: list[tuple[Request, Ask]], held: list[Held], writer: Writer, speaker: Speaker) -> None:
+    wrote = writer.write([ask for _, ask in asked])
     for (request, ask), one, done in zip(asked, held, wrote, strict=True):
         desk.keep(request, answer(completions.chat_response(request.body["model"], [ask], [done], speaker)), one)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from slmkit.errors import Problem, RecipeError
+from slmkit.errors import Problem, RecipeError, UsageError
 from slmkit.teach import logprobs
 from slmkit.teach.endpoint import Route
 
@@ -38,7 +38,11 @@ def probe(student, route: Route, model: str, used: Iterable[int]) -> None:
     step = max(1, count // (PROBED // 2))
     ids = list(dict.fromkeys([*some, *range(count - 1, -1, -step)]))
     texts = [ids[i : i + AT_ONCE] for i in range(0, len(ids), AT_ONCE)]
-    read = [t for one in logprobs.read(route, model, texts) for t in one]
+    try:
+        read = [t for one in logprobs.read(route, model, texts) for t in one]
+    except UsageError as e:  # numbers beyond its vocabulary, or a server that takes texts alone
+        what = f"the teacher takes no tokens by the numbers that the student's tokenizer gives ({e.what[:160]}): its vocabulary is another"
+        raise RecipeError([Problem(what, mend=MEND)]) from e
     mine = [student.decode([i], clean_up_tokenization_spaces=False) for i in ids]
     apart = [(i, a, b) for i, a, b in zip(ids, mine, read, strict=True) if not _alike(a, b)]
     if apart:

@@ -14,7 +14,8 @@ from slmkit.recipe.located import Document, Where
 
 _SHAPES = re.compile(
     r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY)"
+    r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+@)"  # a password in an address
 )
 _KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
 

@@ -95,7 +95,8 @@ class Budget:
         """before: what earlier attempts paid, as `Ledger.spent` has it. Tokens from before there were prices count at the dearer of the two."""
         self.limits, self.prices = limits, prices
         self.held, self.flying = Held(0, 0, 0.0), 0
-        self.beyond, self.known = 0, False  # input tokens above what `most_input` says, as seen; whether one answer has come
+        self.beyond, self.longer = 0, 0  # input tokens above what `most_input` says, and output above the request's limit, as seen
+        self.known = False  # whether one answer has come
         dearest = max(prices.input, prices.output) * prices.share / 1e6 if prices else 0.0
         paid, lost = ((p.requests, p.tokens, p.usd + p.unpriced * dearest) for p in before)
         self.spent = Spent(*paid, *lost)
@@ -108,9 +109,9 @@ class Budget:
             s.requests, s.tokens, s.usd = s.requests + 1, s.tokens + tokens, s.usd + usd
 
     def most(self, request: Request) -> Held:
-        input = most_input(request) + self.beyond
-        usd = self.prices.of({"input": input, "output": request.most}) if self.prices else 0.0
-        return Held(input, request.most, usd)
+        input, output = most_input(request) + self.beyond, request.most + self.longer
+        usd = self.prices.of({"input": input, "output": output}) if self.prices else 0.0
+        return Held(input, output, usd)
 
     def fits(self, held: Held) -> str:
         if not self.limits:
@@ -149,7 +150,9 @@ class Budget:
         self.release(held)
         usd = self.prices.of(usage) if self.prices else None
         self._add(usage["input"] + usage["output"], usd or 0.0, None)
-        self.beyond, self.known = max(self.beyond, self.beyond + usage["input"] - held.input), True
+        self.beyond = max(self.beyond, self.beyond + usage["input"] - held.input)
+        self.longer = max(self.longer, self.longer + usage["output"] - held.output)
+        self.known = True
         return usd
 
     def lose(self, held: Held) -> None:

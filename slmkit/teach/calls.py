@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from slmkit.errors import CannotRun, Stopped
+from slmkit.errors import CannotRun, Stopped, UsageError
 from slmkit.teach.budget import Held, most_input
 from slmkit.teach.desk import Desk, over_budget
 from slmkit.teach.endpoint import Endpoint, Failure, Route
@@ -27,6 +27,7 @@ from slmkit.teach.request import Request
 
 FIRST_TRIALS = 3  # of a connection that never stood: a wrong address is told within seconds
 FIRST_GARBLED = 5  # answers that are none, before there was any: it is another kind of server, and each may be billed
+FIRST_REFUSED = 20  # requests, each for what it holds, before there was any answer: the rest will be, too
 ELSEWHERE = 0.5  # seconds until it is looked again whether another process has the answer to what it has sent
 YOUNG = 10_000  # new objects between two looks of the garbage collector
 GRACE = 5.0  # seconds that requests in flight get to come back when the run has to end
@@ -59,7 +60,7 @@ class _Dispatcher:
         self.tasks: set[asyncio.Task] = set()
         self.woken = asyncio.Event()
         self.fatal: BaseException | None = None
-        self.number, self.ended = 0, False
+        self.number, self.ended, self.refused = 0, False, 0
 
     async def run(self) -> None:
         self.pace.last_success = time.monotonic()
@@ -174,6 +175,10 @@ class _Dispatcher:
         else:
             self.desk.refused(request, held, failure.why)
         if failure.means == "row":
+            self.refused += 1
+            if not self.pace.proven and self.refused >= FIRST_REFUSED:
+                what = f"{self.route.base_url} refused each of the first {self.refused} requests for what it holds; the last: {failure.why}"
+                self.fatal = self.fatal or UsageError(what, mend="see whether `max_tokens` and the prompts fit into the model's context")
             return self.desk.drop(request, failure.why)
         if failure.means in ("busy", "slow"):
             self.pace.refused(sent, failure.after)

@@ -18,6 +18,7 @@ from slmkit.teach.filters import Filters, ordered
 from slmkit.teach.job import Made
 
 TRAIN, VALIDATION, DROPPED = "train.jsonl", "validation.jsonl", "dropped.jsonl"
+HALF = ("finished", "the answer holds half a character (a lone surrogate), which no file of text can hold")
 
 
 @dataclass
@@ -38,23 +39,29 @@ class Written:
 def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | None, seed: int, tick=lambda n: None) -> Written:
     """Write the files into `folder`. share: of the questions that are held out, drawn by their text, so that one question lies on one side."""
     written = Written()
-    files = {name: (folder / name).open("w", encoding="utf-8") for name in [TRAIN, DROPPED, *([VALIDATION] if share else [])]}
+    files = {name: (folder / name).open("wb") for name in [TRAIN, DROPPED, *([VALIDATION] if share else [])]}
     try:
         for made in rows:
             fault = filters.why(made)
+            line, beside = b"", []
+            if not fault:
+                try:
+                    line, beside = _line(made.row), [(split, _line(row)) for split, row in made.also]
+                except UnicodeEncodeError:
+                    fault = filters.take_back(HALF)
             if fault:
                 written.reasons[_general(fault[1])] += 1
-                _line(files[DROPPED], {"place": made.place, "filter": fault[0], "reason": fault[1], **made.row})
+                files[DROPPED].write(_line({"place": made.place, "filter": fault[0], "reason": fault[1], **made.row}, "backslashreplace"))
                 continue
             held = bool(share) and _draw(made.question, seed) < share
             written.held_out, written.rows = written.held_out + held, written.rows + (not held)
-            _line(files[VALIDATION if held else TRAIN], made.row)
-            for split, row in made.also:
+            files[VALIDATION if held else TRAIN].write(line)
+            for split, row in beside:
                 name = VALIDATION if held else f"{split}.jsonl"
                 if name not in files:
-                    files[name] = (folder / name).open("w", encoding="utf-8")
+                    files[name] = (folder / name).open("wb")
                 written.also["validation" if held else split] += 1
-                _line(files[name], row)
+                files[name].write(row)
             tick(written.rows + written.held_out)
     finally:
         for file in files.values():
@@ -82,8 +89,9 @@ def _draw(question: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _line(file, row: dict) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _line(row: dict, errors: str = "strict") -> bytes:
+    """Raises UnicodeEncodeError for half a character, which a model may write and no file of text holds."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors)
 
 
 def _general(reason: str) -> str:

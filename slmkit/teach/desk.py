@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from slmkit.errors import CannotRun
@@ -30,6 +30,7 @@ class Desk:
     gave_up: dict[str, str] = field(default_factory=dict)
     hits: int = 0
     kept: int = 0
+    uncounted: int = 0
     asked: set[str] = field(default_factory=set)
     observed: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -66,7 +67,11 @@ class Desk:
         self.budget.take_over(self.ledger.reopen(request.key), self.budget.most(request))
 
     def keep(self, request: Request, answer: Answer, held: Held) -> None:
-        """An answer has come: into the ledger first."""
+        """An answer has come: into the ledger first. One whose tokens nobody counted is booked, under a budget, at the most that it can have had."""
+        if answer.usage.get("uncounted"):
+            self.uncounted += 1
+            if self.budget.limits:
+                answer = replace(answer, usage=answer.usage | {"input": held.input, "output": held.output})
         usd = self.budget.prices.of(answer.usage) if self.budget.prices else None
         self.ledger.add(request, answer, usd)
         self.budget.settle(held, answer.usage)

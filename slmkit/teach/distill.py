@@ -164,6 +164,9 @@ def _asked(prompt: Prompt) -> leaks.Asked:
 
 
 def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
+    if desk.uncounted:
+        booked = "they are booked at the most that they can have had" if desk.budget.limits else "tokens and cost say less than was used"
+        ctx.log("warning", what=f"the endpoint did not count the tokens of {desk.uncounted} answers: {booked}")
     ctx.log("asked", hits=desk.hits, answered=desk.kept, gave_up=len(desk.gave_up), failures=dict(desk.failures), spent=desk.budget.told())
     if written.dropped:
         told = ", ".join(f"{name} {count}" for name, count in filters.ordered(written.dropped))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,6 +19,11 @@ from slmkit.teach.request import Answer, Malformed, answer
 
 Means = Literal["busy", "slow", "lost", "garbled", "again", "unreachable", "row"]
 ROW_CODES = ("context_length_exceeded", "content_filter", "content_policy_violation", "string_above_max_length", "invalid_prompt")
+TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|size)|(prompt|input|request|message).{0,30}too (long|large)|too many (input |prompt )?tokens", re.I
+)
+"""How vLLM, Anthropic, Google, Ollama and others say that a prompt does not fit."""
+SECRET = 12  # characters of a key that is looked for in what comes back: shorter ones (`EMPTY`) may be words
 OVERLOAD = (429, 503, 529)
 
 
@@ -74,7 +80,9 @@ class Endpoint:
         try:
             return replace(answer(response), seconds=time.perf_counter() - started)
         except Malformed as e:
-            raise Failure("garbled", f"the response is no chat completion: {str(e)[:80]}") from None
+            error = response.get("error") if isinstance(response, dict) else None
+            why = f"the response is an error: {str(error)[:120]}" if error else str(e)[:120]
+            raise Failure("garbled", why) from None
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON of a response. Raises as `call` does."""
@@ -82,7 +90,7 @@ class Endpoint:
             response = await (self._again(path, body) if path in self.first else self._first(path, body))
             if not response.is_success:
                 raise self._status(response)
-            return json.loads(response.content)
+            return json.loads(self._content(response))
         except UnicodeEncodeError:  # out of an earlier answer: a model may write one
             raise Failure("row", "the request holds half a character (a lone surrogate), which cannot be sent") from None
         except ValueError as e:  # status 200 and no JSON: a proxy's page
@@ -91,6 +99,11 @@ class Endpoint:
             raise self._status(e.response) from None
         except self.broken as e:
             raise self._connection(e) from None
+
+    def _content(self, response: Any) -> bytes:
+        """What came back, without the key, should it say that again: it would be kept and shown."""
+        content, key = response.content, (self.route.key or "").encode()
+        return content.replace(key, b"***") if len(key) >= SECRET and key in content else content
 
     async def _first(self, path: str, body: dict[str, Any]) -> Any:
         """By the SDK. What it sent is kept once there was an answer to it."""
@@ -121,12 +134,14 @@ class Endpoint:
         return Failure("lost", f"the connection broke: {name}{f' ({text})' if text else ''}")
 
     def _status(self, response: Any) -> Exception:
-        status, (said, codes) = response.status_code, _said(response)
+        status, (said, codes) = response.status_code, _said(self._content(response))
         place = f"{self.route.base_url} answered {status}"
         if status in OVERLOAD:
             if "insufficient_quota" in codes:
                 return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
             return Failure("busy", f"{status}: {said}", _retry_after(response.headers))
+        if status == 402:
+            return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
         if status in (401, 403):
             block = self.route.block
             mend = f"check the key in {self.route.key_name}" if self.route.key_name else f"name the key's variable: `{block}.api_key_env`"
@@ -135,20 +150,20 @@ class Endpoint:
             return CannotRun(f"{place}: {said}", mend=f"check `{self.route.block}.model` and its base_url (it ends in /v1 at most endpoints)")
         if status in (408, 409, 425) or status >= 500:
             return Failure("slow" if status in (408, 504) else "again", f"{status}: {said}", _retry_after(response.headers))
-        if codes[0] in ROW_CODES or status == 413:
+        if codes[0] in ROW_CODES or status == 413 or TOO_LONG.search(said):
             return Failure("row", f"{status}: {said}")
         return UsageError(f"{place}: {said}", mend=_mend(said, self.route.block))
 
 
-def _said(response: Any) -> tuple[str, tuple[Any, Any]]:
+def _said(content: bytes) -> tuple[str, tuple[Any, Any]]:
     """(what a refusal says, its code and type), as OpenAI writes one, or the text as it is."""
     try:
-        body = json.loads(response.content)
+        body = json.loads(content)
     except ValueError:
         body = None
     error = body.get("error", body) if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
-    return " ".join(str(error.get("message") or response.text).split())[:200], (error.get("code"), error.get("type"))
+    return " ".join(str(error.get("message") or content.decode("utf-8", "replace")).split())[:200], (error.get("code"), error.get("type"))
 
 
 def _mend(said: str, block: str) -> str:
@@ -170,8 +185,10 @@ def _retry_after(headers: Any) -> float | None:
         try:
             return min(600.0, max(0.0, float(text) / scale))
         except ValueError:
-            when = email.utils.parsedate_to_datetime(text) if name == "retry-after" and "," in text else None
-            return min(600.0, max(0.0, when.timestamp() - time.time())) if when else None
+            try:
+                return min(600.0, max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()))
+            except ValueError:  # neither: as if it said nothing
+                return None
     return None
 
 

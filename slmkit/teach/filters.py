@@ -56,6 +56,12 @@ class Filters:
         self.passed += 1
         return None
 
+    def take_back(self, fault: tuple[str, str]) -> tuple[str, str]:
+        """The row that passed last is dropped after all."""
+        self.passed -= 1
+        self.dropped[fault[0]] += 1
+        return fault
+
 
 def build(config: Any, exams: list[leaks.Exam], verify: Callable[[Made], str | None] | None, before: str | None = None) -> Filters:
     """The filters of a config. exams: questions that must not be among the rows. verify: a reason to drop, or None. before: only those that
@@ -92,8 +98,12 @@ def _by(name: str) -> Callable[[Made], str | None]:
     return lambda made: made.why if made.by == name else None
 
 
+WHOLE = ("stop", "tool_calls", "function_call", None)
+"""How an answer ends that nothing cut short."""
+
+
 def _finished(made: Made) -> str | None:
-    if made.finish in ("stop", "tool_calls", "function_call", None):
+    if made.finish in WHOLE:
         return None
     return "the answer was cut at max_tokens" if made.finish == "length" else f"the answer ended with `{made.finish}`"
 

@@ -67,6 +67,8 @@ def _told(sample: list[Request], rest: int, book: Ledger | None, budget: Budget,
         told["verdicts_at_most"] = later
     if not count:
         return told
+    if budget.limits.requests is not None and count > budget.limits.requests:
+        told["beyond"] = f"more than the budget of {budget.limits.requests} requests"
     recent = list(islice(_recent(book), RECENT)) if book else []
     output = sum(r["usage"]["output"] for r in recent) / len(recent) if recent else config.max_tokens
     input = sum(_input_bytes(r) for r in new) / len(new) / BYTES_PER_TOKEN

@@ -70,11 +70,24 @@ def answer(response: Any) -> Answer:
             raise Malformed("the answer's content is no text")
         message.setdefault("role", "assistant")
         seen = {k: response[k] for k in ("model", "system_fingerprint") if response.get(k)}
-        return Answer(message, choice.get("finish_reason"), _usage(response.get("usage") or {}), seen, choice.get("logprobs"))
+        return Answer(message, choice.get("finish_reason"), _usage(response.get("usage")), seen, choice.get("logprobs"))
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise Malformed(f"the response is no chat completion ({type(e).__name__}: {e})") from None
 
 
-def _usage(said: dict) -> dict[str, int]:
-    cached = (said.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return {"input": int(said.get("prompt_tokens") or 0), "output": int(said.get("completion_tokens") or 0), "cached": int(cached)}
+def _usage(said: Any) -> dict[str, int]:
+    """The endpoint's counts. `uncounted` where it gave none; of `total_tokens` alone all are taken for output, the dearer of the two."""
+    said = said if isinstance(said, dict) else {}
+    total, prompt, wrote = (_number(said.get(k)) for k in ("total_tokens", "prompt_tokens", "completion_tokens"))
+    details = said.get("prompt_tokens_details")
+    cached = _number(details.get("cached_tokens")) if isinstance(details, dict) else None
+    if total is not None and wrote is None:
+        wrote = max(0, total - (prompt or 0))
+    if total is not None and prompt is None:
+        prompt = max(0, total - wrote)
+    counted = {} if prompt is not None and wrote is not None else {"uncounted": 1}
+    return {"input": prompt or 0, "output": wrote or 0, "cached": cached or 0} | counted
+
+
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12 else None

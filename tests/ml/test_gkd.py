@@ -231,6 +231,14 @@ def test_a_served_teacher_of_other_tokens_is_refused(tmp_path, tiny, served):
         vocabulary.probe(student, route, "t", range(count))
 
 
+def test_a_served_teacher_of_fewer_tokens_is_refused_as_a_clash(tiny, served):
+    student = AutoTokenizer.from_pretrained(tiny)
+    student.add_tokens([f"x{i}" for i in range(200)])
+    with pytest.raises(RecipeError, match="its vocabulary is another") as e:
+        vocabulary.probe(student, Route(served, None, None, 60), "t", range(vocabulary.known(student)))
+    assert "objective: sft" in e.value.problems[0].mend
+
+
 def test_what_a_teacher_cannot_say_is_told(served):
     route = Route(served, None, None, 60)
     with pytest.raises(Exception, match="20"):

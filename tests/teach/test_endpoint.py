@@ -11,6 +11,7 @@ import pytest
 from slmkit.errors import SlmkitError
 from slmkit.teach.endpoint import Endpoint, Failure, Route
 
+KEY_TEXT = "sk-canary-0123456789"
 GOOD = json.dumps({"choices": [{"message": {"role": "assistant", "content": "sí"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}).encode()
 
 
@@ -23,6 +24,11 @@ def refusal(status: str, *headers: str, **error: str) -> bytes:
     return http(status, json.dumps({"error": error}).encode(), *headers)
 
 
+TOLD = {
+    "no balance": ("CannotRun", "top it up"), "the key again": ("CannotRun", "Bearer ***"), "too long at vLLM": ("row", "maximum context length"),
+    "too long at Anthropic": ("row", "too long"), "a limit too large": ("UsageError", "max_tokens"), "an odd pause": ("busy", "slow down"),
+    "an error with status 200": ("garbled", "overloaded"),
+}  # fmt: skip
 HALF = b"?"  # asked with half a character
 ANSWERS = {
     "an answer": http("200 OK", GOOD),
@@ -32,6 +38,14 @@ ANSWERS = {
     "no money": refusal("429 Too Many Requests", message="pay first", code="insufficient_quota"),
     "wrong key": refusal("401 Unauthorized", message="no such key", code="invalid_api_key"),
     "no such model": refusal("404 Not Found", message="no model `m`"),
+    "no balance": refusal("402 Payment Required", message="Insufficient Balance"),
+    "the key again": refusal("401 Unauthorized", message=f"bad key Bearer {KEY_TEXT}"),
+    "the key in an answer": http("200 OK", GOOD.replace(b"s\\u00ed", KEY_TEXT.encode())),
+    "an odd pause": refusal("429 Too Many Requests", "retry-after: soon, maybe", message="slow down"),
+    "an error with status 200": http("200 OK", b'{"error": {"message": "overloaded"}}'),
+    "too long at vLLM": refusal("400 Bad Request", message="This model's maximum context length is 4096 tokens.", code="400"),
+    "too long at Anthropic": refusal("400 Bad Request", message="prompt is too long: 210000 tokens > 200000 maximum"),
+    "a limit too large": refusal("400 Bad Request", message="max_tokens is too large: 9. This model supports at most 4 completion tokens"),
     "a filtered row": refusal("400 Bad Request", message="no", code="content_filter"),
     "an unknown parameter": refusal("400 Bad Request", message="Unsupported parameter: 'max_tokens'"),
     "an error without an object": http("400 Bad Request", b'{"error": "bad"}'),
@@ -75,7 +89,7 @@ async def told(answers: list[bytes], seen: list[bytes]) -> list[tuple]:
     server = await asyncio.start_server(serving, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     found = []
-    async with Endpoint(Route(url, "sk-secret", "KEY", 1.0)) as endpoint:
+    async with Endpoint(Route(url, KEY_TEXT, "KEY", 1.0)) as endpoint:
         for number in range(len(answers)):
             asked = "\ud83d" if answers[number] is HALF else "¿qué?" * (number + 1)
             body = {"model": "m", "messages": [{"role": "user", "content": asked}], "max_tokens": 5}
@@ -85,7 +99,7 @@ async def told(answers: list[bytes], seen: list[bytes]) -> list[tuple]:
             except Failure as e:
                 found.append((e.means, e.why.replace(url, "URL"), e.after))
             except SlmkitError as e:
-                found.append((type(e).__name__, str(e).replace(url, "URL")))
+                found.append((type(e).__name__, e.render().replace(url, "URL")))
     server.close()
     for task in tasks:
         task.cancel()
@@ -101,8 +115,12 @@ def test_a_later_request_fails_as_the_first_one_does(what):
     assert as_later == as_first
     if what in ("an answer", "a packed answer"):
         assert as_first == ({"role": "assistant", "content": "sí"}, {"input": 3, "output": 1, "cached": 0})
+    elif what == "the key in an answer":
+        assert as_first[0]["content"] == "***"
     else:
-        assert isinstance(as_first[0], str)
+        assert isinstance(as_first[0], str) and KEY_TEXT not in str(as_first)
+        kind, words = TOLD.get(what, (as_first[0], ""))
+        assert as_first[0] == kind and words in as_first[1]
 
 
 def test_a_later_request_is_the_first_one():
@@ -115,7 +133,7 @@ def test_a_later_request_is_the_first_one():
         return set(head.decode().lower().split("\r\n")), json.loads(body)
 
     (first, asked), *later = map(parts, seen)
-    assert "authorization: bearer sk-secret" in first and asked["messages"][0]["content"] == "¿qué?"
+    assert f"authorization: bearer {KEY_TEXT}" in first and asked["messages"][0]["content"] == "¿qué?"
     own = {h.partition(":")[0] for h in first if h.startswith("x-stainless")}
     for number, (heads, body) in enumerate(later, 2):
         assert {h.partition(":")[0] for h in heads ^ first} <= {"content-length"} | own

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from slmkit.data import sides
 from slmkit.teach import rating
+from slmkit.teach.filters import WHOLE
 from slmkit.teach.job import Job, Made, place, samples, unmade
 from slmkit.teach.modes import tools
 
@@ -46,11 +47,12 @@ def _made(job: Job, prompt, sample: int) -> Made:
 
 def majority(rows: list[Made], share: float) -> Made:
     """The first of the rows whose answer most gave. `why` says so when fewer than `share` of the samples agree."""
-    votes = Counter(sides.normal(r.answer) for r in rows if r.why is None and r.finish != "length" and r.answer.strip())
+    whole = [r for r in rows if r.why is None and r.finish in WHOLE and r.answer.strip()]
+    votes = Counter(sides.normal(r.answer) for r in whole)
     if not votes:
         return rows[0]
     wanted, count = votes.most_common(1)[0]
-    best = next(r for r in rows if r.why is None and sides.normal(r.answer) == wanted)
+    best = next(r for r in whole if sides.normal(r.answer) == wanted)
     agreed = count / len(rows)
     best = replace(best, place=best.place.rpartition("#")[0], more=best.more | {"agreement": round(agreed, 4)})
     return best if agreed >= share else replace(best, why=f"no majority: {count} of {len(rows)} samples agree", by="majority")

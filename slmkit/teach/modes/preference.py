@@ -11,6 +11,7 @@ from statistics import fmean
 
 from slmkit.data import sides
 from slmkit.teach import judging, rating
+from slmkit.teach.filters import WHOLE
 from slmkit.teach.job import Job, Made, samples
 from slmkit.teach.judging import Unreadable
 from slmkit.teach.request import Answer, Request
@@ -35,8 +36,8 @@ def _group(job: Job, prompt) -> tuple[list[Answer], str]:
         answer, missing = job.found(_sample(job, prompt, sample))
         if answer is None:
             why = missing
-        elif answer.finish == "length":
-            why = "an answer was cut at max_tokens"
+        elif answer.finish not in WHOLE:
+            why = "an answer was cut at max_tokens" if answer.finish == "length" else f"an answer ended with `{answer.finish}`"
         elif answer.text.strip() and (mark := sides.normal(answer.text)) not in seen:
             seen.add(mark)
             found.append(answer)
