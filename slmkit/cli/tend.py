@@ -141,7 +141,7 @@ def quickstart(
     out_: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the project is written and run.")] = Path("quickstart"),
     json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:
-    """Run the whole chain on the embedded default, offline, on a CPU: train, merge, quantize, evaluate, and show the figures.
+    """Run the whole chain on the embedded default, offline, on a CPU: distill, train, merge, quantize, evaluate, and show the figures.
 
     \b
       slmkit quickstart

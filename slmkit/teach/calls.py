@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from slmkit.errors import CannotRun, Stopped, UsageError
 from slmkit.teach.budget import Held, most_input
-from slmkit.teach.desk import Desk, over_budget
+from slmkit.teach.desk import Desk, first_unanswered, over_budget
 from slmkit.teach.endpoint import Endpoint, Failure, Route
 from slmkit.teach.pace import Pace, backoff
 from slmkit.teach.request import Request
@@ -46,7 +46,9 @@ class Manners:
 
 def carry(desk: Desk, requests: Iterator[Request], route: Route, manners: Manners) -> None:
     """Bring the answers to all requests into the ledger. Raises CannotRun, UsageError, OverBudget."""
-    asyncio.run(_Dispatcher(desk, requests, route, manners).run())
+    waiting, requests = first_unanswered(desk, requests)
+    if waiting:  # else the SDK need not even be loaded
+        asyncio.run(_Dispatcher(desk, requests, route, manners).run())
 
 
 class _Dispatcher:

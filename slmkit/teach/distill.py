@@ -108,16 +108,16 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
     requests: Iterator[Request] = stage()
     local, e, said = ctx.inputs.get("teacher"), ctx.execution, config.teacher
     manners = Manners(e.concurrency, e.retries, e.patience, e.requests_per_minute, e.tokens_per_minute)
-    if local and e.transport == "serve":
+    if local:
         waiting, requests = first_unanswered(desk, requests)
-        if waiting:
+        if waiting and e.transport == "serve":
             with hosted.server(local, name_of(local), e) as url:
                 calls.carry(desk, requests, Route(url, None, None, e.timeout), manners)
-        return
-    if local:
-        from slmkit.ml import teacher
+        elif waiting:
+            from slmkit.ml import teacher
 
-        return teacher.carry(desk, requests, local, e)
+            teacher.carry(desk, requests, local, e)
+        return
     key = ctx.secret(said.api_key_env) if said.api_key_env else None
     route = Route(said.base_url, key, said.api_key_env, e.timeout)
     if e.transport == "batch":

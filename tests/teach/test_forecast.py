@@ -33,6 +33,8 @@ def test_plan_counts_samples_and_says_when_the_budget_is_too_small(cli, teach): 
     teach(10, PRICED)
     said = estimate(cli, "--set", "steps.teach.n=3", "--set", "steps.teach.budget.usd=0.000001")
     assert said["calls"] == 30 and "budget" in said["beyond"]
+    assert estimate(cli, "--set", "steps.teach.budget.requests=9")["beyond"] == "more than the budget of 9 requests"
+    assert "beyond" not in estimate(cli, "--set", "steps.teach.budget.requests=10")
 
 
 def test_a_large_file_is_sampled(cli, teach):  # noqa: F811
