@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slmkit.teach.ledger import records
-from tests.teach.test_distill import RECIPE, result, rows, teach  # noqa: F401  a fixture
+from tests.teach.test_distill import RECIPE, prompts, result, rows, teach  # noqa: F401  a fixture
 
 BATCH = ["--set", "steps.teach.execution.transport=batch"]
 DETACHED = [*BATCH, "--set", "steps.teach.execution.detach=true"]
@@ -109,7 +109,7 @@ def test_killed_while_answers_are_kept_it_books_each_once(cli, teach, kept):  # 
 def test_a_torn_note_of_a_batch_is_none(cli, teach):  # noqa: F811
     teach(20)
     assert cli("distill", "r.yaml", *DETACHED).returncode == 75
-    (note,) = cli.folder.glob("artifacts/**/batch-*.json")
+    (note,) = cli.folder.glob("artifacts/ledgers/*.batches/*.json")
     note.write_bytes(note.read_bytes()[:-20])
     assert result(cli("distill", "r.yaml", "--json", *BATCH))["rows"] == 20
 
@@ -125,6 +125,50 @@ def test_a_batch_that_is_gone_at_the_endpoint_is_asked_anew(cli, teach):  # noqa
     teacher = teach(5, batches={"poll_status": 404})
     done = cli("distill", "r.yaml", "--json", *BATCH)
     assert result(done)["rows"] == 5 and "batch-0 is not at the endpoint any more" in done.stderr and teacher.calls() == {"batch": 2, "ok": 5}
+
+
+def payers(cli) -> list[int]:
+    """How many answers each account paid for."""
+    return sorted(Counter(r["for"] for r in records(ledger_of(cli)) if "usage" in r).values())
+
+
+def test_another_step_waits_for_what_is_in_a_batch_and_pays_for_the_rest(cli, teach):  # noqa: F811
+    teacher = teach(20)
+    assert cli("distill", "r.yaml", *DETACHED).returncode == 75
+    prompts(cli, 21)
+    assert cli("distill", "r.yaml", *DETACHED).returncode == 75
+    found = result(cli("distill", "r.yaml", "--json", *DETACHED))
+    assert (found["rows"], found["from_ledger"], found["answered"]) == (21, 20, 1) and payers(cli) == [1, 20]
+    assert teacher.calls() == {"batch": 2, "ok": 21} and not list(cli.folder.glob("artifacts/ledgers/*.batches/*"))
+
+
+def test_calls_bring_only_what_is_in_no_batch_or_was_not_answered_there(cli, teach):  # noqa: F811
+    teacher = teach(20, batches={"expire_after": 12})
+    assert cli("distill", "r.yaml", *DETACHED).returncode == 75
+    prompts(cli, 21)
+    found = result(cli("distill", "r.yaml", "--json"))
+    assert (found["rows"], found["from_ledger"], found["answered"]) == (21, 12, 9) and payers(cli) == [9, 12]
+    assert teacher.calls() == {"batch": 1, "ok": 21} and set(teacher.answered().values()) == {1}
+
+
+def test_the_same_step_by_calls_takes_its_own_batch_over(cli, teach):  # noqa: F811
+    teacher = teach(20, polls=2, batches={"expire_after": 12})
+    assert cli("distill", "r.yaml", *DETACHED).returncode == 75
+    done = cli("distill", "r.yaml", "--json")
+    found = result(done)
+    assert (found["rows"], found["from_ledger"], found["answered"]) == (20, 0, 20) and "batch-0, which an earlier run handed in" in done.stderr
+    assert teacher.calls() == {"batch": 1, "ok": 20}
+
+
+def test_a_batch_that_a_running_step_waits_for_is_left_to_it(cli, teach):  # noqa: F811
+    teacher = teach(20, polls=2)
+    first = cli.start("distill", "r.yaml", *BATCH)
+    while not list(cli.folder.glob("artifacts/ledgers/*.batches/*.json")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    found = result(cli("distill", "r.yaml", "--json", "--set", "steps.teach.min_kept=2", *BATCH))
+    assert first.communicate()[0] is not None and first.returncode == 0
+    assert (found["rows"], found["from_ledger"]) == (20, 20) and teacher.calls() == {"batch": 1, "ok": 20} and payers(cli) == [20]
 
 
 def test_a_batch_is_reserved_across_runs_and_charged_at_its_share(cli, teach):  # noqa: F811
