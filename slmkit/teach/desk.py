@@ -22,6 +22,7 @@ class Desk:
     """ledger, budget: shared by all requests of a run. gave_up: key → why, of requests that got no answer this time.
 
     told: called after each answer with (kept so far, tokens of it). hits: requests that the ledger held already.
+    owed: requests that an earlier run sent; one whose answer has come is counted when it comes up among this run's.
     """
 
     ledger: Ledger
@@ -32,6 +33,7 @@ class Desk:
     kept: int = 0
     uncounted: int = 0
     asked: set[str] = field(default_factory=set)
+    owed: set[str] = field(default_factory=set)
     observed: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -39,7 +41,11 @@ class Desk:
         """Those that must be asked, each once. None: nothing new among many, so that an event loop gets its turn."""
         for number, request in enumerate(requests):
             if request in self.ledger:
-                self.hits += 1
+                if request.key in self.owed:
+                    self.owed.discard(request.key)
+                    self.kept += 1
+                else:
+                    self.hits += 1
                 if number % 256 == 255:
                     yield None
             elif request.key not in self.asked and request.key not in self.gave_up:
@@ -64,6 +70,7 @@ class Desk:
     def take_over(self, request: Request) -> None:
         """A request that an earlier run sent and whose answer is still to come: its reservation is no loss, it is held again."""
         self.asked.add(request.key)
+        self.owed.add(request.key)
         self.budget.take_over(self.ledger.reopen(request.key), self.budget.most(request))
 
     def keep(self, request: Request, answer: Answer, held: Held) -> None:
@@ -76,7 +83,7 @@ class Desk:
         self.ledger.add(request, answer, usd)
         self.budget.settle(held, answer.usage)
         self.asked.discard(request.key)
-        self.kept += 1
+        self.kept += request.key not in self.owed
         self.observed[" ".join(str(v) for v in answer.observed.values()) or "unnamed"] += 1
         self.told(self.kept, answer.usage["input"] + answer.usage["output"])
 
@@ -92,6 +99,11 @@ class Desk:
         if self.budget.limits:
             self.ledger.free(request)
         self.budget.release(held)
+
+    def ask_again(self, request: Request) -> None:
+        """What an earlier run sent was not answered: it is a request like any other."""
+        self.asked.discard(request.key)
+        self.owed.discard(request.key)
 
     def drop(self, request: Request, why: str) -> None:
         """No more trials: the row is left out, with the reason."""

@@ -121,8 +121,8 @@ def _carry(ctx: Context, config: Any, desk: Desk, stage, total: int) -> None:
     key = ctx.secret(said.api_key_env) if said.api_key_env else None
     route = Route(said.base_url, key, said.api_key_env, e.timeout)
     if e.transport == "batch":
-        return batches.carry(desk, requests, route, ctx.state, batches.Terms(e.detach), ctx.log)
-    calls.carry(desk, requests, route, manners)
+        return batches.carry(desk, requests, route, batches.Terms(e.detach), ctx.log)
+    batches.carry_beside(desk, requests, route, ctx.log, lambda rest: calls.carry(desk, rest, route, manners))
 
 
 def job_of(

@@ -45,7 +45,7 @@ def _serve(log: str, faults: dict) -> None:
         digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
         draw = random.Random(number * 7919).random()
         for kind, share in faults.items():
-            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired"):
+            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired", "batches"):
                 continue
             if draw < share:
                 note(kind, digest=digest)
@@ -78,6 +78,7 @@ def _serve(log: str, faults: dict) -> None:
 
     files: dict[str, bytes] = {}
     batches: dict[str, dict] = {}
+    odd = faults.get("batches", {})  # see `start`
 
     async def upload(request: web.Request) -> web.StreamResponse:
         form = await request.post()
@@ -90,10 +91,21 @@ def _serve(log: str, faults: dict) -> None:
         body, name = await request.json(), f"batch-{len(batches)}"
         note("batch")
         batches[name] = {"id": name, "object": "batch", "status": "in_progress", "input_file_id": body["input_file_id"], "created_at": 0,
-                         "endpoint": body["endpoint"], "completion_window": body["completion_window"], "polls": 0}  # fmt: skip
+                         "endpoint": body["endpoint"], "completion_window": body["completion_window"], "polls": 0,
+                         "metadata": body.get("metadata")}  # fmt: skip
+        await asyncio.sleep(odd.get("slow_create", 0))
         return web.json_response(batches[name])
 
+    async def listed(request: web.Request) -> web.StreamResponse:
+        if odd.get("no_list"):
+            raise web.HTTPNotFound
+        return web.json_response({"object": "list", "data": list(batches.values())[::-1], "has_more": False})
+
     async def poll(request: web.Request) -> web.StreamResponse:
+        status = odd.get("poll_status")
+        if status and request.match_info["name"] == "batch-0":
+            told = {"error": {"message": "cannot just now"}}
+            return web.json_response(told, status=status, headers={"x-should-retry": "false"})
         one = batches[request.match_info["name"]]
         one["polls"] += 1
         if one["polls"] >= faults.get("polls", 1) and one["status"] == "in_progress":
@@ -101,6 +113,8 @@ def _serve(log: str, faults: dict) -> None:
             for line in files[one["input_file_id"]].decode().splitlines():
                 asked = json.loads(line)
                 prompt = asked["body"]["messages"][-1]["content"]
+                if one["id"] == "batch-0" and len(out) >= odd.get("expire_after", 10**9):
+                    continue
                 if random.Random(len(files) * 1000 + len(out) + 7 * len(bad)).random() < faults.get("expired", 0):
                     bad.append({"custom_id": asked["custom_id"], "response": None, "error": {"code": "batch_expired", "message": "expired"}})
                     continue
@@ -113,7 +127,7 @@ def _serve(log: str, faults: dict) -> None:
                 if lines:
                     one[key] = f"file-{len(files)}"
                     files[one[key]] = "".join(json.dumps(v) + "\n" for v in lines).encode()
-            one["status"] = "completed"
+            one["status"] = "expired" if one["id"] == "batch-0" and "expire_after" in odd else "completed"
         return web.json_response(one)
 
     async def content(request: web.Request) -> web.StreamResponse:
@@ -124,6 +138,7 @@ def _serve(log: str, faults: dict) -> None:
     app.router.add_get("/v1/files/{name}/content", content)
     app.router.add_post("/v1/batches", batch)
     app.router.add_get("/v1/batches/{name}", poll)
+    app.router.add_get("/v1/batches", listed)
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", lambda r: _json({"object": "list", "data": [{"id": "t"}]}))
 
@@ -169,7 +184,9 @@ class Teacher:
 
 def start(folder: Path, **faults) -> Teacher:
     """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer;
-    mind: a function of tests/support/minds.py or judges.py that answers by the whole body, which is then kept in the log."""
+    mind: a function of tests/support/minds.py or judges.py that answers by the whole body, which is then kept in the log.
+    batches: oddities of the batch API. expire_after: so many answers of the first batch, and nothing of the others; poll_status: of every look at
+    the first batch; slow_create: seconds until a creation is answered; no_list: it cannot list batches."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()
