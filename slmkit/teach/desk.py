@@ -40,17 +40,23 @@ class Desk:
     def unanswered(self, requests: Iterator[Request]) -> Iterator[Request | None]:
         """Those that must be asked, each once. None: nothing new among many, so that an event loop gets its turn."""
         for number, request in enumerate(requests):
-            if request in self.ledger:
-                if request.key in self.owed:
-                    self.owed.discard(request.key)
-                    self.kept += 1
-                else:
-                    self.hits += 1
+            if self.known(request):
                 if number % 256 == 255:
                     yield None
             elif request.key not in self.asked and request.key not in self.gave_up:
                 self.asked.add(request.key)
                 yield request
+
+    def known(self, request: Request) -> bool:
+        """Does the ledger hold the answer? Counted as a hit, or as answered where it came of this run's own batch."""
+        if request not in self.ledger:
+            return False
+        if request.key in self.owed:
+            self.owed.discard(request.key)
+            self.kept += 1
+        else:
+            self.hits += 1
+        return True
 
     def come_meanwhile(self, request: Request) -> bool:
         """Has another process brought the answer since?"""
@@ -134,7 +140,6 @@ def over_budget(desk: Desk, held: Held, rest: Iterator[Request | None]) -> OverB
 def first_unanswered(desk: Desk, requests: Iterator[Request]) -> tuple[bool, Iterator[Request]]:
     """Is there anything to ask? And the requests from there, those that the ledger holds counted as hits."""
     for one in requests:
-        if one not in desk.ledger:
+        if not desk.known(one):
             return True, chain([one], requests)
-        desk.hits += 1
     return False, iter(())
