@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 TAIL = 48  # tokens that are decoded again to look for a stop: longer stops are found a few tokens late
+COLDEST = 1e-5  # temperatures below are greedy: divided by them, logits would be no numbers
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Writer:
 
 
 def _generator(ask: Ask, where: torch.device) -> torch.Generator | None:
-    if ask.temperature == 0:
+    if ask.temperature < COLDEST:
         return None
     return torch.Generator(where).manual_seed(secrets.randbits(63) if ask.seed is None else ask.seed)
 
@@ -155,7 +156,9 @@ def _choose(logits: torch.Tensor, ask: Ask, generator: torch.Generator | None) -
         chances = torch.softmax(logits / ask.temperature, -1)
         if ask.top_p < 1:
             ordered, order = chances.sort(descending=True)
-            ordered[ordered.cumsum(0) - ordered >= ask.top_p] = 0  # the first is always kept
+            out = ordered.cumsum(0) - ordered >= ask.top_p
+            out[0] = False  # the likeliest is always kept
+            ordered[out] = 0
             chances = torch.zeros_like(chances).scatter_(0, order, ordered)
         chosen = int(torch.multinomial(chances, 1, generator=generator))
     return Token(chosen) if ask.top_logprobs is None else _token(logits, chosen, ask.top_logprobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,8 @@ from slmkit.ml import completions
 from slmkit.ml.completions import BadRequest, Speaker
 from slmkit.ml.writer import Ask, Token
 from slmkit.serve.bench import Bench, Job
+
+LOG = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def app(served: Served) -> FastAPI:
 
     @api.exception_handler(Exception)
     async def broken(_: Request, e: Exception) -> JSONResponse:
-        return _error(500, f"{type(e).__name__}: {str(e)[:200]}")
+        return _error(500, _said(e))
 
     @api.middleware("http")
     async def allowed(request: Request, then: Callable) -> Any:
@@ -81,6 +84,8 @@ def _model(name: str, speaker: Speaker, started: int) -> dict:
 
 
 def _speaker(served: Served, name: Any) -> Speaker:
+    if not isinstance(name, str):
+        raise BadRequest(f"`model` should be the name of a model, this is {name!r}", "model")
     if name not in served.speakers:
         raise HTTPException(404, f"no model `{name}` here; there is {', '.join(served.speakers)}")
     return served.speakers[name]
@@ -93,15 +98,16 @@ async def _complete(served: Served, request: Request, kind: str) -> Any:
         raise BadRequest(f"the body is no JSON: {e}") from None
     if not isinstance(body, dict):
         raise BadRequest("the body should be a JSON object")
+    completions.whole_text(body)
     name = body.get("model")
     speaker = _speaker(served, name)
     chat = kind == "chat.completion"
     build = completions.chat_asks if chat else completions.plain_asks
-    asks = await asyncio.to_thread(build, body, speaker)
+    asks, counted = await asyncio.to_thread(build, body, speaker), completions.wants_usage(body)
     loop = asyncio.get_running_loop()
     job = Job(name, asks, loop, loop.create_future())
     if body.get("stream"):
-        return StreamingResponse(_stream(served, job, speaker, chat, body), media_type="text/event-stream")
+        return StreamingResponse(_stream(served, job, speaker, chat, counted), media_type="text/event-stream")
     served.bench.put(job)
     wrote = await _unless_gone(request, job)
     respond = completions.chat_response if chat else completions.plain_response
@@ -122,8 +128,11 @@ async def _unless_gone(request: Request, job: Job) -> list:
         watch.cancel()
 
 
-async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, body: dict) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE]."""
+async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counted: bool) -> AsyncIterator[str]:
+    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE].
+
+    What fails on the way ends in an event that says so, and no [DONE]: its status was sent long before.
+    """
     heard: asyncio.Queue = asyncio.Queue()
     job.heard = lambda index, token: heard.put_nowait((index, token))
     job.done.add_done_callback(lambda _: heard.put_nowait(None))
@@ -137,12 +146,16 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, body: 
             piece, token = rows[one[0]].add(one[1])
             if piece or (piece is not None and token is not None):
                 yield _event(head | {"choices": [rows[one[0]].choice(piece, token)]})
-        wrote = await job.done
+        if (broke := job.done.exception()) is not None:
+            LOG.error("a streamed answer failed", exc_info=broke)
+            yield _event(_told(500, _said(broke)))
+            return
+        wrote = job.done.result()
         for row, done in zip(rows, wrote, strict=True):
             if rest := row.rest(done.text):
                 yield _event(head | {"choices": [row.choice(rest)]})
             yield _event(head | {"choices": [row.choice(None, finish=done.finish)]})
-        if (body.get("stream_options") or {}).get("include_usage"):
+        if counted:
             yield _event(head | {"choices": [], "usage": completions.usage(job.asks, wrote)})
         yield "data: [DONE]\n\n"
     finally:
@@ -190,5 +203,13 @@ def _event(value: dict) -> str:
 
 
 def _error(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
+    return JSONResponse(_told(status, message, code, param), status)
+
+
+def _told(status: int, message: str, code: str | None = None, param: str | None = None) -> dict:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _said(e: BaseException) -> str:
+    return f"{type(e).__name__}: {str(e)[:200]}"
