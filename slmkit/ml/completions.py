@@ -70,8 +70,12 @@ def chat_asks(body: dict, speaker: Speaker) -> list[Ask]:
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as e:
         raise BadRequest(f"the chat template refuses these messages: {e}", "messages") from None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    most = body.get("max_completion_tokens") or body.get("max_tokens")
-    top = _integer(body, "top_logprobs", 0, 20, 0) if body.get("logprobs") else None
+    most = body.get("max_tokens") if body.get("max_completion_tokens") is None else body["max_completion_tokens"]
+    top = _integer(body, "top_logprobs", 0, 20, 0)
+    if not _flag(body, "logprobs"):
+        if top:
+            raise BadRequest("`top_logprobs` needs `logprobs: true`", "top_logprobs")
+        top = None
     return _several(body, speaker, ids, most, "chat", top, False)
 
 
@@ -85,11 +89,11 @@ def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
     for one in several:
         if isinstance(one, str):
             ids = speaker.tokenizer(one)["input_ids"]
-        elif isinstance(one, list) and all(isinstance(i, int) and 0 <= i < len(speaker.tokenizer) for i in one):
+        elif isinstance(one, list) and all(type(i) is int and 0 <= i < len(speaker.tokenizer) for i in one):
             ids = one
         else:
             raise BadRequest("`prompt` should be a text, a list of tokens of this model, or a list of these", "prompt")
-        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, bool(body.get("echo")))
+        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
     return out
 
 
@@ -115,7 +119,7 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
               "top_p": _number(body, "top_p", 0, 1, 1.0),
               "stop": tuple(filter(None, stop)), "top_logprobs": top, "echo": echo,
-              "numbered": bool(body.get("return_tokens_as_token_ids"))}  # fmt: skip
+              "numbered": _flag(body, "return_tokens_as_token_ids")}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     first = secrets.randbits(62) if seed is None else abs(seed)  # drawn here, so that an ask that is tried again is answered alike
     return [Ask(ids, most, seed=first + k, **common) for k in range(n)]
@@ -133,12 +137,12 @@ def whole_text(body: dict) -> None:
             raise BadRequest(f"`{key}` is nested too deeply", key) from None
 
 
-def wants_usage(body: dict) -> bool:
-    """Whether a stream should end with its usage. Raises BadRequest."""
+def streamed(body: dict) -> tuple[bool, bool]:
+    """Whether the answer should be streamed, and whether the stream should end with its usage. Raises BadRequest."""
     said = body.get("stream_options")
     if said is not None and not isinstance(said, dict):
         raise BadRequest(f"`stream_options` should be an object, this is {said!r}", "stream_options")
-    return _flag(said or {}, "include_usage", "stream_options")
+    return _flag(body, "stream"), _flag(said or {}, "include_usage", "stream_options")
 
 
 def _known(body: dict, known: set[str]) -> None:
@@ -187,7 +191,7 @@ def _flat(message: dict) -> dict:
 def usage(asks: list[Ask], wrote: list[Wrote]) -> dict:
     """Each prompt counts once, however many answers it has; an end of turn counts as written."""
     given = sum(len(ids) for ids in {id(a.ids): a.ids for a in asks}.values())
-    new = sum(len(w.tokens) + (w.finish == "stop") for w in wrote)
+    new = sum(len(w.tokens) + w.ended for w in wrote)
     return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
 
 
@@ -214,10 +218,15 @@ def chat_logprob(token: Token, speaker: Speaker) -> dict:
     return one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]}
 
 
+def echoed(ask: Ask, speaker: Speaker) -> str:
+    """The prompt's text, where it is to be sent back."""
+    return speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else ""
+
+
 def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
     choices = []
     for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
-        text = (speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else "") + w.text
+        text = echoed(ask, speaker) + w.text
         logs = plain_logprobs([*w.prompt, *w.tokens], speaker, ask.numbered) if ask.top_logprobs is not None else None
         choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
     return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -48,11 +49,15 @@ class Token:
 
 @dataclass
 class Wrote:
-    """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none)."""
+    """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none).
+
+    ended: whether by a token that ends turns, which is not among tokens.
+    """
 
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    ended: bool = False
     prompt: list[Token] = field(default_factory=list)
 
 
@@ -66,8 +71,11 @@ class Writer:
         self.longest: int | None = getattr(config, "max_position_embeddings", None)
 
     @torch.inference_mode()
-    def write(self, asks: list[Ask], each: Callable[[int, Token], bool] | None = None) -> list[Wrote]:
-        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row."""
+    def write(self, asks: list[Ask], each: Callable[[int, Any], bool] | None = None) -> list[Wrote]:
+        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row.
+
+        Before them it hears of the prompt's tokens, as one list, where their logprobs are reported.
+        """
         wrote = [Wrote() for _ in asks]
         live = list(range(len(asks)))
         ids, mask = self._padded(asks)
@@ -75,11 +83,15 @@ class Writer:
         generators = [_generator(a, self.where) for a in asks]
         logits = self._prefill(asks, ids, mask, cache, wrote)
         positions = mask.sum(1)
+        for row, one in enumerate(wrote):
+            if each is not None and one.prompt:
+                each(row, one.prompt)
         while live:
             chosen, going = [], []
             for row, index in enumerate(live):
                 token = _choose(logits[row], asks[index], generators[index])
-                if self._take(wrote[index], token, asks[index], each is None or each(index, token)):
+                heard = each is None or asks[index].most <= 0 or each(index, token)
+                if self._take(wrote[index], token, asks[index], heard):
                     going.append(row)
                     chosen.append(token.id)
             if not going:
@@ -122,7 +134,7 @@ class Writer:
             wrote.finish = "length"
             return False
         if token.id in ask.ends:
-            wrote.finish, wrote.text = "stop", self.decode([t.id for t in wrote.tokens])
+            wrote.finish, wrote.text, wrote.ended = "stop", self.decode([t.id for t in wrote.tokens]), True
             return False
         wrote.tokens.append(token)
         if ask.stop:

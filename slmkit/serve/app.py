@@ -115,10 +115,11 @@ async def _complete(served: Served, request: Request, kind: str) -> Any:
     speaker = _speaker(served, name)
     chat = kind == "chat.completion"
     build = completions.chat_asks if chat else completions.plain_asks
-    asks, counted = await asyncio.to_thread(build, body, speaker), completions.wants_usage(body)
+    streamed, counted = completions.streamed(body)
+    asks = await asyncio.to_thread(build, body, speaker)
     loop = asyncio.get_running_loop()
     job = Job(name, asks, loop, loop.create_future())
-    if body.get("stream"):
+    if streamed:
         return StreamingResponse(_stream(served, job, speaker, chat, counted), media_type="text/event-stream")
     served.bench.put(job)
     wrote = await _unless_gone(request, job)
@@ -157,6 +158,9 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counte
     try:
         for row in rows if chat else ():
             yield _event(head | {"choices": [row.choice({"role": "assistant", "content": ""})]})
+        for row in rows:
+            if row.ask.echo and row.ask.top_logprobs is None:  # else it comes with its logprobs
+                yield _event(head | {"choices": [row.choice(completions.echoed(row.ask, speaker))]})
         while (one := await heard.get()) is not None:
             piece, token = rows[one[0]].add(one[1])
             if piece or (piece is not None and token is not None):
@@ -185,8 +189,10 @@ class _Row:
         self.ids: list[int] = []
         self.sent = ""
 
-    def add(self, token: Token) -> tuple[str | None, Token | None]:
-        """(the text that may be sent now, the token where logprobs are wanted)."""
+    def add(self, token: Token | list[Token]) -> tuple[str | None, Token | list[Token] | None]:
+        """(the text that may be sent now, the token where logprobs are wanted). A list is the prompt's, which is sent as it is."""
+        if isinstance(token, list):
+            return completions.echoed(self.ask, self.speaker), token
         if token.id in self.ask.ends:
             return None, None
         self.ids.append(token.id)
@@ -202,10 +208,10 @@ class _Row:
         piece, self.sent = text[len(self.sent) :], text
         return piece
 
-    def choice(self, piece: Any, token: Token | None = None, finish: str | None = None) -> dict:
+    def choice(self, piece: Any, token: Token | list[Token] | None = None, finish: str | None = None) -> dict:
         logs = None
         if token is not None:
-            plain = None if self.chat else completions.plain_logprobs([token], self.speaker, self.ask.numbered)
+            plain = None if self.chat else completions.plain_logprobs(token if isinstance(token, list) else [token], self.speaker, self.ask.numbered)
             logs = plain or {"content": [completions.chat_logprob(token, self.speaker)]}
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}

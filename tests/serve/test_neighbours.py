@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import threading
 import urllib.error
@@ -17,7 +18,7 @@ import uvicorn
 
 from slmkit import demo
 from slmkit.ml import models
-from slmkit.ml.completions import Speaker, chat_asks
+from slmkit.ml.completions import Speaker, chat_asks, usage
 from slmkit.ml.writer import Ask, Writer
 from slmkit.serve.app import Served, app
 from slmkit.serve.bench import Bench, Job
@@ -140,8 +141,9 @@ WRONG = [
     ("messages", [{"role": "user", "content": "\ud800"}]), ("messages", [{"role": "user", "content": 5}]), ("user", "\udfff"), ("model", "\ud800"),
     ("stream_options", "x"), ("stream_options", {"include_usage": "yes"}), ("messages", [{"role": "user", "content": [5]}]),
     ("messages", [{"role": "user", "content": [{"type": "text", "text": 5}]}]), ("tools", 5),
+    ("top_logprobs", 5), ("stream", "yes"), ("logprobs", 5),
 ]  # fmt: skip
-WRONG_PLAIN = [("best_of", 2), ("prompt", "\ud800"), ("stop", 5)]
+WRONG_PLAIN = [("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5)]
 
 
 def test_what_is_wrong_is_refused_by_name_before_it_joins_a_batch(writer, speaker):
@@ -153,3 +155,34 @@ def test_what_is_wrong_is_refused_by_name_before_it_joins_a_batch(writer, speake
             status, said = post(f"{url}/{path}", body)
             assert status == 400 and json.loads(said)["error"]["param"] == key, (body, status, said)
     assert not failing.batches
+
+
+def test_a_stream_is_what_the_whole_answer_is(writer, speaker):
+    """With nothing to write, with the prompt sent back and its logprobs; and both count alike."""
+    plain = {"model": "m", "prompt": ["Zürich 5", "hi"], "max_tokens": 4, "temperature": 0}
+    cases = [("chat/completions", HI | {"max_tokens": 0}), ("chat/completions", HI | {"max_completion_tokens": 0, "max_tokens": None})]
+    cases += [("completions", plain | {"echo": True} | more) for more in ({}, {"max_tokens": 0}, {"logprobs": 1}, {"logprobs": 1, "max_tokens": 0})]
+    with listening(speaker, Bench(lambda _, asks, each: writer.write(asks, each), 8)) as url:
+        for path, body in cases:
+            whole = json.loads(post(f"{url}/{path}", body)[1])
+            raw = post(f"{url}/{path}", body | {"stream": True, "stream_options": {"include_usage": True}})[1]
+            *events, last = [json.loads(line.removeprefix("data: ")) for line in raw.split("\n\n") if line and "[DONE]" not in line]
+            assert last["usage"] == whole["usage"] and (body["max_tokens"] or whole["usage"]["completion_tokens"] == 0), body
+            for choice in whole["choices"]:
+                own = [c for e in events for c in e["choices"] if c["index"] == choice["index"]]
+                text = "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in own)
+                assert text == (choice["text"] if "text" in choice else choice["message"]["content"]), body
+                logs = [t for c in own if c["logprobs"] for t in c["logprobs"]["tokens"]]
+                assert logs == (choice["logprobs"]["tokens"] if choice["logprobs"] else []), body
+
+
+def test_usage_counts_what_was_written(writer, speaker):
+    """A stop text is found in the tokens that were written: none comes on top, as the token that ends a turn does."""
+    whole = writer.write(chat_asks(HI, speaker))[0]
+    stopped = chat_asks(HI | {"stop": whole.text[3:5]}, speaker)
+    found = writer.write(stopped)
+    assert found[0].finish == "stop" and usage(stopped, found)["completion_tokens"] == len(found[0].tokens)
+    at = whole.tokens[5].id
+    ended = [dataclasses.replace(chat_asks(HI, speaker)[0], ends=frozenset([at]))]
+    found = writer.write(ended)
+    assert found[0].finish == "stop" and usage(ended, found)["completion_tokens"] == len(found[0].tokens) + 1
