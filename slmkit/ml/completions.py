@@ -5,6 +5,8 @@ A parameter that would change the answer and is not supported is refused, never 
 
 from __future__ import annotations
 
+import json
+import secrets
 import time
 import uuid
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from slmkit.ml.writer import Ask, Token, Wrote
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
 SAMPLING = {"temperature", "top_p", "seed", "stop", "n"}
 CHAT = HARMLESS | SAMPLING | {"messages", "tools", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format", "ignore_eos"}
-PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "best_of", "return_tokens_as_token_ids", "ignore_eos"}
+PLAIN = HARMLESS | SAMPLING | {"prompt", "max_tokens", "logprobs", "echo", "return_tokens_as_token_ids", "ignore_eos"}
 NEUTRAL = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,),
            "suffix": ("",), "best_of": (1,), "modalities": (["text"],)}  # fmt: skip
 """Parameters that are accepted with the values that change nothing."""
@@ -46,23 +48,34 @@ class Speaker:
 def chat_asks(body: dict, speaker: Speaker) -> list[Ask]:
     """The n asks of a chat completion's body. Raises BadRequest."""
     _known(body, CHAT)
-    if (said := body.get("response_format")) and said.get("type") != "text":
-        raise BadRequest(f"response_format `{said.get('type')}` is not supported here: answers are not constrained", "response_format")
+    if (said := body.get("response_format")) is not None:
+        if not isinstance(said, dict) or not isinstance(said.get("type"), str):
+            raise BadRequest(f"`response_format` should be an object with a type, this is {said!r}", "response_format")
+        if said["type"] != "text":
+            raise BadRequest(f"response_format `{said['type']}` is not supported here: answers are not constrained", "response_format")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
         raise BadRequest("`messages` should be a list of messages, each with a role and a content", "messages")
+    tools = body.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+        raise BadRequest(f"`tools` should be a list of objects, this is {tools!r}", "tools")
     tokenizer = speaker.tokenizer
     if not tokenizer.chat_template:
         raise BadRequest("this model has no chat template; use /v1/completions", "messages")
+    flat = [_flat(m) for m in messages]
     try:
         text = tokenizer.apply_chat_template(
-            [_flat(m) for m in messages], tools=body.get("tools") or None, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+            flat, tools=tools or None, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
         )  # fmt: skip
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as e:
         raise BadRequest(f"the chat template refuses these messages: {e}", "messages") from None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    most = body.get("max_completion_tokens") or body.get("max_tokens")
-    top = _integer(body, "top_logprobs", 0, 20, 0) if body.get("logprobs") else None
+    most = body.get("max_tokens") if body.get("max_completion_tokens") is None else body["max_completion_tokens"]
+    top = _integer(body, "top_logprobs", 0, 20, 0)
+    if not _flag(body, "logprobs"):
+        if top:
+            raise BadRequest("`top_logprobs` needs `logprobs: true`", "top_logprobs")
+        top = None
     return _several(body, speaker, ids, most, "chat", top, False)
 
 
@@ -76,11 +89,11 @@ def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
     for one in several:
         if isinstance(one, str):
             ids = speaker.tokenizer(one)["input_ids"]
-        elif isinstance(one, list) and all(isinstance(i, int) and 0 <= i < len(speaker.tokenizer) for i in one):
+        elif isinstance(one, list) and all(type(i) is int and 0 <= i < len(speaker.tokenizer) for i in one):
             ids = one
         else:
             raise BadRequest("`prompt` should be a text, a list of tokens of this model, or a list of these", "prompt")
-        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, bool(body.get("echo")))
+        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
     return out
 
 
@@ -97,23 +110,52 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
         raise BadRequest(what, "max_tokens", "context_length_exceeded")
     room = longest - len(ids) if longest is not None else DEFAULT_MOST[kind]
     most = min(DEFAULT_MOST[kind], room) if most is None else most
-    stop = body.get("stop") or []
-    stop = (stop,) if isinstance(stop, str) else tuple(s for s in stop if s)
+    stop = body.get("stop")
+    stop = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
+        raise BadRequest(f"`stop` should be a text or a list of texts, this is {stop!r}", "stop")
     seed = _integer(body, "seed", -(2**63), 2**63, None)
-    endless = body.get("ignore_eos") or False  # as vLLM has it: answers of one length, for measuring
-    if not isinstance(endless, bool):
-        raise BadRequest(f"`ignore_eos` should be true or false, this is {endless!r}", "ignore_eos")
+    endless = _flag(body, "ignore_eos")  # as vLLM has it: answers of one length, for measuring
     common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
               "top_p": _number(body, "top_p", 0, 1, 1.0),
-              "stop": stop, "top_logprobs": top, "echo": echo, "numbered": bool(body.get("return_tokens_as_token_ids"))}  # fmt: skip
+              "stop": tuple(filter(None, stop)), "top_logprobs": top, "echo": echo,
+              "numbered": _flag(body, "return_tokens_as_token_ids")}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
-    return [Ask(ids, most, seed=None if seed is None else abs(seed) + k, **common) for k in range(n)]
+    first = secrets.randbits(62) if seed is None else abs(seed)  # drawn here, so that an ask that is tried again is answered alike
+    return [Ask(ids, most, seed=first + k, **common) for k in range(n)]
+
+
+def whole_text(body: dict) -> None:
+    """Refuse halves of characters: they are no text, and neither a tokenizer nor an answer can carry them. Raises BadRequest."""
+    for key, value in body.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            name = key.encode("ascii", "backslashreplace").decode()
+            raise BadRequest(f"`{name}` has half a character in it (a surrogate without its other half)", name) from None
+        except RecursionError:
+            raise BadRequest(f"`{key}` is nested too deeply", key) from None
+
+
+def streamed(body: dict) -> tuple[bool, bool]:
+    """Whether the answer should be streamed, and whether the stream should end with its usage. Raises BadRequest."""
+    said = body.get("stream_options")
+    if said is not None and not isinstance(said, dict):
+        raise BadRequest(f"`stream_options` should be an object, this is {said!r}", "stream_options")
+    return _flag(body, "stream"), _flag(said or {}, "include_usage", "stream_options")
 
 
 def _known(body: dict, known: set[str]) -> None:
     for key, value in body.items():
         if key not in known and value is not None and not any(value == v for v in NEUTRAL.get(key, ())):
             raise BadRequest(f"`{key}` is not supported here" + (f" with the value {value!r}" if key in NEUTRAL else ""), key)
+
+
+def _flag(body: dict, key: str, param: str | None = None) -> bool:
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise BadRequest(f"`{key}` should be true or false, this is {value!r}", param or key)
+    return bool(value)
 
 
 def _number(body: dict, key: str, least: float, most: float, default: float) -> float:
@@ -138,16 +180,18 @@ def _flat(message: dict) -> dict:
     """Text parts as one text."""
     content = message.get("content")
     if not isinstance(content, list):
+        if content is not None and not isinstance(content, str):
+            raise BadRequest(f"a message's `content` should be a text or a list of parts, this is {content!r}", "messages")
         return message | {"content": content or ""}
-    if any(p.get("type") != "text" for p in content):
-        raise BadRequest("only text can be read here", "messages")
+    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content):
+        raise BadRequest("only text can be read here: parts of the type text, each with its text", "messages")
     return message | {"content": "".join(p["text"] for p in content)}
 
 
 def usage(asks: list[Ask], wrote: list[Wrote]) -> dict:
     """Each prompt counts once, however many answers it has; an end of turn counts as written."""
     given = sum(len(ids) for ids in {id(a.ids): a.ids for a in asks}.values())
-    new = sum(len(w.tokens) + (w.finish == "stop") for w in wrote)
+    new = sum(len(w.tokens) + w.ended for w in wrote)
     return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
 
 
@@ -174,10 +218,15 @@ def chat_logprob(token: Token, speaker: Speaker) -> dict:
     return one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]}
 
 
+def echoed(ask: Ask, speaker: Speaker) -> str:
+    """The prompt's text, where it is to be sent back."""
+    return speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else ""
+
+
 def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
     choices = []
     for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
-        text = (speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else "") + w.text
+        text = echoed(ask, speaker) + w.text
         logs = plain_logprobs([*w.prompt, *w.tokens], speaker, ask.numbered) if ask.top_logprobs is not None else None
         choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
     return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}

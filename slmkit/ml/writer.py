@@ -9,11 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 TAIL = 48  # tokens that are decoded again to look for a stop: longer stops are found a few tokens late
+COLDEST = 1e-5  # temperatures below are greedy: divided by them, logits would be no numbers
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Token:
 
 @dataclass
 class Wrote:
-    """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none)."""
+    """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none).
+
+    ended: whether by a token that ends turns, which is not among tokens.
+    """
 
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
+    ended: bool = False
     prompt: list[Token] = field(default_factory=list)
 
 
@@ -65,8 +71,11 @@ class Writer:
         self.longest: int | None = getattr(config, "max_position_embeddings", None)
 
     @torch.inference_mode()
-    def write(self, asks: list[Ask], each: Callable[[int, Token], bool] | None = None) -> list[Wrote]:
-        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row."""
+    def write(self, asks: list[Ask], each: Callable[[int, Any], bool] | None = None) -> list[Wrote]:
+        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row.
+
+        Before them it hears of the prompt's tokens, as one list, where their logprobs are reported.
+        """
         wrote = [Wrote() for _ in asks]
         live = list(range(len(asks)))
         ids, mask = self._padded(asks)
@@ -74,11 +83,15 @@ class Writer:
         generators = [_generator(a, self.where) for a in asks]
         logits = self._prefill(asks, ids, mask, cache, wrote)
         positions = mask.sum(1)
+        for row, one in enumerate(wrote):
+            if each is not None and one.prompt:
+                each(row, one.prompt)
         while live:
             chosen, going = [], []
             for row, index in enumerate(live):
                 token = _choose(logits[row], asks[index], generators[index])
-                if self._take(wrote[index], token, asks[index], each is None or each(index, token)):
+                heard = each is None or asks[index].most <= 0 or each(index, token)
+                if self._take(wrote[index], token, asks[index], heard):
                     going.append(row)
                     chosen.append(token.id)
             if not going:
@@ -121,7 +134,7 @@ class Writer:
             wrote.finish = "length"
             return False
         if token.id in ask.ends:
-            wrote.finish, wrote.text = "stop", self.decode([t.id for t in wrote.tokens])
+            wrote.finish, wrote.text, wrote.ended = "stop", self.decode([t.id for t in wrote.tokens]), True
             return False
         wrote.tokens.append(token)
         if ask.stop:
@@ -143,7 +156,7 @@ class Writer:
 
 
 def _generator(ask: Ask, where: torch.device) -> torch.Generator | None:
-    if ask.temperature == 0:
+    if ask.temperature < COLDEST:
         return None
     return torch.Generator(where).manual_seed(secrets.randbits(63) if ask.seed is None else ask.seed)
 
@@ -155,7 +168,9 @@ def _choose(logits: torch.Tensor, ask: Ask, generator: torch.Generator | None) -
         chances = torch.softmax(logits / ask.temperature, -1)
         if ask.top_p < 1:
             ordered, order = chances.sort(descending=True)
-            ordered[ordered.cumsum(0) - ordered >= ask.top_p] = 0  # the first is always kept
+            out = ordered.cumsum(0) - ordered >= ask.top_p
+            out[0] = False  # the likeliest is always kept
+            ordered[out] = 0
             chances = torch.zeros_like(chances).scatter_(0, order, ordered)
         chosen = int(torch.multinomial(chances, 1, generator=generator))
     return Token(chosen) if ask.top_logprobs is None else _token(logits, chosen, ask.top_logprobs)

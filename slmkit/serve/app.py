@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmkit.ml import completions
 from slmkit.ml.completions import BadRequest, Speaker
 from slmkit.ml.writer import Ask, Token
 from slmkit.serve.bench import Bench, Job
+
+LOG = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,10 @@ def app(served: Served) -> FastAPI:
 
     @api.exception_handler(Exception)
     async def broken(_: Request, e: Exception) -> JSONResponse:
-        return _error(500, f"{type(e).__name__}: {str(e)[:200]}")
+        return _error(500, _said(e))
 
-    @api.middleware("http")
-    async def allowed(request: Request, then: Callable) -> Any:
-        if served.key and request.url.path != "/health":
-            if not secrets.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {served.key}".encode()):
-                return _error(401, "the key is missing or wrong", "invalid_api_key")
-        return await then(request)
+    if served.key:
+        api.add_middleware(_Allowed, key=served.key)
 
     @api.get("/health")
     async def health() -> dict:
@@ -75,12 +76,28 @@ def app(served: Served) -> FastAPI:
     return api
 
 
+class _Allowed:
+    """Lets in who has the key. Plain ASGI: FastAPI's own kind of middleware keeps a hang-up from what it wraps."""
+
+    def __init__(self, inner: ASGIApp, key: str):
+        self.inner, self.expected = inner, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = Headers(scope=scope).get("authorization", "").encode()
+        if scope["path"] == "/health" or secrets.compare_digest(said, self.expected):
+            await self.inner(scope, receive, send)
+        else:
+            await _error(401, "the key is missing or wrong", "invalid_api_key")(scope, receive, send)
+
+
 def _model(name: str, speaker: Speaker, started: int) -> dict:
     return {"id": name, "object": "model", "created": started, "owned_by": "slmkit", "max_model_len": speaker.longest,
             "fingerprint": speaker.fingerprint}  # fmt: skip
 
 
 def _speaker(served: Served, name: Any) -> Speaker:
+    if not isinstance(name, str):
+        raise BadRequest(f"`model` should be the name of a model, this is {name!r}", "model")
     if name not in served.speakers:
         raise HTTPException(404, f"no model `{name}` here; there is {', '.join(served.speakers)}")
     return served.speakers[name]
@@ -93,15 +110,17 @@ async def _complete(served: Served, request: Request, kind: str) -> Any:
         raise BadRequest(f"the body is no JSON: {e}") from None
     if not isinstance(body, dict):
         raise BadRequest("the body should be a JSON object")
+    completions.whole_text(body)
     name = body.get("model")
     speaker = _speaker(served, name)
     chat = kind == "chat.completion"
     build = completions.chat_asks if chat else completions.plain_asks
+    streamed, counted = completions.streamed(body)
     asks = await asyncio.to_thread(build, body, speaker)
     loop = asyncio.get_running_loop()
     job = Job(name, asks, loop, loop.create_future())
-    if body.get("stream"):
-        return StreamingResponse(_stream(served, job, speaker, chat, body), media_type="text/event-stream")
+    if streamed:
+        return StreamingResponse(_stream(served, job, speaker, chat, counted), media_type="text/event-stream")
     served.bench.put(job)
     wrote = await _unless_gone(request, job)
     respond = completions.chat_response if chat else completions.plain_response
@@ -111,19 +130,25 @@ async def _complete(served: Served, request: Request, kind: str) -> Any:
 async def _unless_gone(request: Request, job: Job) -> list:
     """The answer; a client that hangs up frees its rows of the batch."""
     async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.5)
-        job.gone.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
     watch = asyncio.create_task(gone())
     try:
-        return await job.done
+        await asyncio.wait({watch, job.done}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done.done():
+            raise HTTPException(499, "the client has hung up")  # nobody reads it
+        return job.done.result()
     finally:
+        job.gone.set()
         watch.cancel()
 
 
-async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, body: dict) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE]."""
+async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counted: bool) -> AsyncIterator[str]:
+    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE].
+
+    What fails on the way ends in an event that says so, and no [DONE]: its status was sent long before.
+    """
     heard: asyncio.Queue = asyncio.Queue()
     job.heard = lambda index, token: heard.put_nowait((index, token))
     job.done.add_done_callback(lambda _: heard.put_nowait(None))
@@ -133,16 +158,23 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, body: 
     try:
         for row in rows if chat else ():
             yield _event(head | {"choices": [row.choice({"role": "assistant", "content": ""})]})
+        for row in rows:
+            if row.ask.echo and row.ask.top_logprobs is None:  # else it comes with its logprobs
+                yield _event(head | {"choices": [row.choice(completions.echoed(row.ask, speaker))]})
         while (one := await heard.get()) is not None:
             piece, token = rows[one[0]].add(one[1])
             if piece or (piece is not None and token is not None):
                 yield _event(head | {"choices": [rows[one[0]].choice(piece, token)]})
-        wrote = await job.done
+        if (broke := job.done.exception()) is not None:
+            LOG.error("a streamed answer failed", exc_info=broke)
+            yield _event(_told(500, _said(broke)))
+            return
+        wrote = job.done.result()
         for row, done in zip(rows, wrote, strict=True):
             if rest := row.rest(done.text):
                 yield _event(head | {"choices": [row.choice(rest)]})
             yield _event(head | {"choices": [row.choice(None, finish=done.finish)]})
-        if (body.get("stream_options") or {}).get("include_usage"):
+        if counted:
             yield _event(head | {"choices": [], "usage": completions.usage(job.asks, wrote)})
         yield "data: [DONE]\n\n"
     finally:
@@ -157,8 +189,10 @@ class _Row:
         self.ids: list[int] = []
         self.sent = ""
 
-    def add(self, token: Token) -> tuple[str | None, Token | None]:
-        """(the text that may be sent now, the token where logprobs are wanted)."""
+    def add(self, token: Token | list[Token]) -> tuple[str | None, Token | list[Token] | None]:
+        """(the text that may be sent now, the token where logprobs are wanted). A list is the prompt's, which is sent as it is."""
+        if isinstance(token, list):
+            return completions.echoed(self.ask, self.speaker), token
         if token.id in self.ask.ends:
             return None, None
         self.ids.append(token.id)
@@ -174,10 +208,10 @@ class _Row:
         piece, self.sent = text[len(self.sent) :], text
         return piece
 
-    def choice(self, piece: Any, token: Token | None = None, finish: str | None = None) -> dict:
+    def choice(self, piece: Any, token: Token | list[Token] | None = None, finish: str | None = None) -> dict:
         logs = None
         if token is not None:
-            plain = None if self.chat else completions.plain_logprobs([token], self.speaker, self.ask.numbered)
+            plain = None if self.chat else completions.plain_logprobs(token if isinstance(token, list) else [token], self.speaker, self.ask.numbered)
             logs = plain or {"content": [completions.chat_logprob(token, self.speaker)]}
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
@@ -190,5 +224,13 @@ def _event(value: dict) -> str:
 
 
 def _error(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
+    return JSONResponse(_told(status, message, code, param), status)
+
+
+def _told(status: int, message: str, code: str | None = None, param: str | None = None) -> dict:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _said(e: BaseException) -> str:
+    return f"{type(e).__name__}: {str(e)[:200]}"

@@ -27,6 +27,10 @@ class Job:
     done: asyncio.Future
     heard: Callable[[int, Any], None] | None = None
     gone: threading.Event = field(default_factory=threading.Event)
+    told: list[list[int]] = field(init=False)  # for each ask, the tokens that `heard` was told of
+
+    def __post_init__(self) -> None:
+        self.told = [[] for _ in self.asks]
 
 
 class Bench:
@@ -84,19 +88,31 @@ class Bench:
                 self.running = 0
 
     def _batch(self, batch: list[Job]) -> None:
-        owner = [(job, i) for job in batch for i in range(len(job.asks))]
+        """Answer all of a batch. If that fails, each is tried alone: one that cannot be answered must not take its neighbours along."""
+        owner = [(job, i, list(job.told[i])) for job in batch for i in range(len(job.asks))]
 
         def each(row: int, token: Any) -> bool:
-            job, index = owner[row]
-            if job.heard is not None:
+            job, index, before = owner[row]
+            mark = -1 if isinstance(token, list) else token.id  # -1: the prompt's
+            if before:  # tried again: what was streamed is not streamed twice
+                if before.pop(0) != mark:
+                    raise RuntimeError("an answer that was begun with others came out differently alone")
+            elif job.heard is not None:
+                job.told[index].append(mark)
                 job.loop.call_soon_threadsafe(job.heard, index, token)
             return not job.gone.is_set()
 
+        wrote = None
         try:
             wrote = self.write(batch[0].model, [a for job in batch for a in job.asks], each)
         except Exception as e:  # noqa: BLE001  whatever broke, those who wait must hear of it
+            if len(batch) == 1:
+                batch[0].loop.call_soon_threadsafe(_set, batch[0].done, None, e)
+                return
+        if wrote is None:
             for job in batch:
-                job.loop.call_soon_threadsafe(_set, job.done, None, e)
+                if not job.gone.is_set():
+                    self._batch([job])
             return
         for job in batch:
             own, wrote = wrote[: len(job.asks)], wrote[len(job.asks) :]

@@ -128,6 +128,33 @@ def test_what_cannot_be_done_is_refused(server, body, status, told):
     assert e.value.code == status and told in said
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_frees_its_place(server, stream):
+    """Those that are being answered, and those that wait: twelve answers each, which would take the server far longer than it is given."""
+    root = server.url.removesuffix("/v1")
+    body = {"model": "student", "messages": [{"role": "user", "content": "hi"}], "n": 12, "max_tokens": 950, "ignore_eos": True, "stream": stream}
+    data = json.dumps(body).encode()
+
+    def busy() -> list[int]:
+        found = json.loads(urllib.request.urlopen(f"{root}/health").read())
+        return [found["running"], found["waiting"]]
+
+    def until(wanted: list[int], seconds: float) -> list[int]:
+        deadline = time.monotonic() + seconds
+        while (found := busy()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+    callers = []
+    for wanted in ([12, 0], [12, 1]):
+        callers.append(socket.create_connection(("127.0.0.1", int(root.rpartition(":")[2]))))
+        callers[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        assert until(wanted, 10) == wanted
+    for one in callers:
+        one.close()
+    assert until([0, 0], 2.5) == [0, 0]
+
+
 def test_speed_over_http_counts_what_the_server_wrote(server):
     """Answers of one length where ends are ignored; else the model's own, which are those that a client of the chat interface gets."""
     from slmkit.ml.speed_http import OverHttp
