@@ -94,7 +94,8 @@ def _meaning(e: Exception, route: Route) -> SlmkitError:
     if isinstance(e, openai.APIConnectionError):
         return CannotRun(f"{url}: {e.__cause__ or e}", mend="check the network; the same command goes on")
     if status in (401, 403):
-        return CannotRun(f"{url}: {e}", mend=f"check the key in {route.key_name}" if route.key_name else "name the key's variable: `teacher.api_key_env`")
+        mend = f"check the key in {route.key_name}" if route.key_name else "name the key's variable: `teacher.api_key_env`"
+        return CannotRun(f"{url}: {e}", mend=mend)
     if status == 404:
         return CannotRun(f"{url} has no batch API: {e}", mend="set `execution.transport: auto`")
     if status == 429 and "insufficient_quota" in (e.code, e.type):
