@@ -10,14 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slmkit.errors import Busy, CannotRun, SlmkitError, UsageError
+from slmkit.errors import Busy, UsageError
 from slmkit.teach import underway
+from slmkit.teach.batch_api import connected, content, create, find
 from slmkit.teach.budget import Budget, Limits
 from slmkit.teach.desk import Desk, over_budget
 from slmkit.teach.endpoint import ROW_CODES, Route
@@ -28,10 +27,6 @@ from slmkit.teach.underway import Batch
 MOST, MOST_BYTES = 50_000, 190 << 20  # OpenAI's limits: 50,000 requests and 200 MB a file
 ENDED = ("completed", "failed", "expired", "cancelled")
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-PAUSES = (1.0, 3.0)  # between trials to create a batch
-UNSURE = (408, 409, 425, 429)  # with all from 500 on: the same request may succeed later
-NO_LIST = (404, 405, 501)  # what endpoints answer that cannot list batches
-LISTED = 1000  # of the newest batches, so many are looked through
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Terms:
 
 def carry(desk: Desk, requests: Iterator[Request], route: Route, terms: Terms, told: Callable[..., None]) -> None:
     """Bring the answers to all requests into the ledger. Raises Busy (a batch is under way, and `detach`), CannotRun, UsageError."""
-    with _api(route) as client:
+    with connected(route) as client:
         work = _Batches(desk, client, terms, told)
         try:
             work.run(requests)
@@ -59,7 +54,7 @@ def carry_beside(
     """By another carrier, but for what is in a batch already: that is waited for."""
     if not underway.found(folder_of(desk)):
         return carrier(requests)
-    with _api(route) as client:
+    with connected(route) as client:
         work = _Batches(desk, client, Terms(), told)
         try:
             work.beside(requests, carrier)
@@ -70,38 +65,6 @@ def carry_beside(
 def folder_of(desk: Desk) -> Path:
     """Where the batches of a teacher are."""
     return desk.ledger.path.with_suffix(".batches")
-
-
-@contextmanager
-def _api(route: Route) -> Iterator[Any]:
-    """The SDK, its errors as slmkit's."""
-    import openai
-
-    client = openai.OpenAI(api_key=route.key or "none", base_url=route.base_url, max_retries=5, timeout=route.timeout)
-    try:
-        yield client
-    except openai.APIError as e:
-        raise _meaning(e, route) from None
-    finally:
-        client.close()
-
-
-def _meaning(e: Exception, route: Route) -> SlmkitError:
-    """What an error of the SDK means once its own trials are over."""
-    import openai
-
-    url, status = route.base_url, getattr(e, "status_code", None)
-    if isinstance(e, openai.APIConnectionError):
-        return CannotRun(f"{url}: {e.__cause__ or e}", mend="check the network; the same command goes on")
-    if status in (401, 403):
-        return CannotRun(f"{url}: {e}", mend=f"check the key in {route.key_name}")
-    if status == 404:
-        return CannotRun(f"{url} has no batch API: {e}", mend="set `execution.transport: auto`")
-    if status == 429 and "insufficient_quota" in (e.code, e.type):
-        return CannotRun(f"{url}: {e}", mend="the account has no money left: top it up and run the same command again")
-    if status is None or status >= 500 or status in UNSURE:
-        return CannotRun(f"{url}: {e}", mend="the endpoint cannot just now; everything is kept, and the same command goes on")
-    return UsageError(f"{url}: {e}", mend="the endpoint does not take this batch: see what it says")
 
 
 class _Batches:
@@ -213,22 +176,8 @@ class _Batches:
         """Is there such a batch? None: nobody can say. And the batch, with its name if there is."""
         if batch.torn or batch.id or not batch.upload:
             return None if batch.torn else bool(batch.id), batch
-        known, name = self._find(batch)
+        known, name = find(self.client, batch)
         return (bool(name) if known else None), (batch.noted(id=name) if name else batch)
-
-    def _find(self, batch: Batch) -> tuple[bool, str | None]:
-        """(whether the endpoint can tell, the name of the batch that was created with this token)."""
-        import openai
-
-        try:
-            for one in islice(self.client.batches.list(limit=100), LISTED):
-                if (one.metadata or {}).get("slmkit") == batch.token or one.input_file_id == batch.upload:
-                    return True, one.id
-        except openai.APIStatusError as e:
-            if e.status_code not in NO_LIST:
-                raise
-            return False, None
-        return True, None
 
     def _submit(self, left: list[Request], new: Iterator[Request]) -> tuple[Batch | None, Exception | None]:
         """Upload the next batch, as much as the budget allows. Returns (the batch, what there is to raise once it is in)."""
@@ -260,40 +209,17 @@ class _Batches:
         sent = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         upload = self.client.files.create(file=(batch.lines.name, sent.encode()), purpose="batch")
         batch = batch.noted(upload=upload.id)
-        batch = batch.noted(id=self._create(batch))
+        batch = batch.noted(id=create(self.client, batch))
         self.created.add(batch.id)
         self.told("batch", id=batch.id, requests=count)
         return batch
-
-    def _create(self, batch: Batch) -> str:
-        """Create it once: not by the SDK's trials, which know nothing of a batch whose creation was not answered in time."""
-        import openai
-
-        client = self.client.with_options(max_retries=0)
-        for pause in (*PAUSES, None):
-            try:
-                return client.batches.create(
-                    input_file_id=batch.upload, endpoint="/v1/chat/completions", completion_window="24h", metadata={"slmkit": batch.token}
-                ).id
-            except openai.APIError as e:
-                status = getattr(e, "status_code", 500)
-                if status < 500 and status not in UNSURE or "insufficient_quota" in (e.code, e.type):
-                    batch.note.unlink()  # refused
-                    raise
-                known, name = self._find(batch)
-                if name:
-                    return name
-                if pause is None or not (known or status == 429):
-                    raise
-                time.sleep(pause)
-        raise AssertionError
 
     def _collect(self, desk: Desk, batch: Batch, asked: dict[str, Request]) -> list[Request]:
         """Wait for a batch and keep its answers to what was asked. Returns the requests that must be asked again."""
         done, failed = self._wait(batch.id), []
         gone = None if done else f"batch {batch.id} is not at the endpoint any more"
         for output in (done.output_file_id, done.error_file_id) if done else ():
-            lines = self._content(output) if output else ()
+            lines = content(self.client, output) if output else ()
             if lines is None:
                 gone = f"the answers of batch {batch.id} are not at the endpoint any more"
             for line in lines or ():
@@ -312,15 +238,6 @@ class _Batches:
             faults = "; ".join(e.message for e in (done.errors.data if done.errors and done.errors.data else [])[:3])
             raise UsageError(f"the endpoint refused the batch {batch.id}: {faults or 'no reason given'}", mend="see what it says")
         return [r for r in asked.values() if self._again(desk, r, why)] + failed
-
-    def _content(self, name: str) -> Iterator[str] | None:
-        """The lines of a file, None where it is gone."""
-        import openai
-
-        try:
-            return self.client.files.content(name).iter_lines()
-        except openai.NotFoundError:
-            return None
 
     def _wait(self, name: str) -> Any:
         """The batch once it has ended; None where the endpoint knows of none."""

@@ -89,6 +89,14 @@ def test_where_nobody_can_say_whether_there_is_a_batch_its_reservation_stays(cli
     assert result(cli("distill", "r.yaml", "--json", "--set", "steps.teach.budget.requests=99", *BATCH))["rows"] == 20
 
 
+def test_what_a_kill_left_unsent_costs_nothing(cli, teach):  # noqa: F811
+    teacher = teach(20, RECIPE.replace("    max_tokens", "    budget: {{requests: 25}}\n    max_tokens"))
+    assert cli("distill", "r.yaml", *DETACHED).returncode == 75
+    next(cli.folder.glob("artifacts/ledgers/*.batches/*.json")).unlink()  # the requests were written down, and no more
+    found = result(cli("distill", "r.yaml", "--json", *BATCH))
+    assert (found["rows"], found["answered"], found["lost_requests"]) == (20, 20, 0) and teacher.calls()["batch"] == 2
+
+
 @pytest.mark.parametrize("kept", [7, 0])
 def test_killed_while_answers_are_kept_it_books_each_once(cli, teach, kept):  # noqa: F811
     teacher = teach(20, RECIPE.replace("    max_tokens", "    budget: {{requests: 99}}\n    max_tokens"))
