@@ -73,6 +73,9 @@ def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | N
 def enough(written: Written, least: float | int) -> None:
     """Raise StepFailed when fewer rows were kept than the recipe asks for: a share of those made, or a number."""
     kept = written.rows + written.held_out
+    if written.held_out and not written.rows:
+        what = f"all {kept} rows were drawn into `validation`, and none is left to train on"
+        raise StepFailed(what, mend="the answers are kept: hold out a smaller share, or ask about more prompts")
     wanted = least if isinstance(least, int) else least * written.made
     if kept < max(1, wanted):
         told = ", ".join(f"{name} {count}" for name, count in ordered(written.dropped)) or "nothing was made"

@@ -69,8 +69,11 @@ def answer(response: Any) -> Answer:
         elif content is not None and not isinstance(content, str):
             raise Malformed("the answer's content is no text")
         message.setdefault("role", "assistant")
+        ended = choice.get("finish_reason")
+        if message.get("refusal") and not message.get("content"):  # as OpenAI says no to a schema
+            message["content"], ended = str(message["refusal"]), "refusal"
         seen = {k: response[k] for k in ("model", "system_fingerprint") if response.get(k)}
-        return Answer(message, choice.get("finish_reason"), _usage(response.get("usage")), seen, choice.get("logprobs"))
+        return Answer(message, ended, _usage(response.get("usage")), seen, choice.get("logprobs"))
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise Malformed(f"the response is no chat completion ({type(e).__name__}: {e})") from None
 

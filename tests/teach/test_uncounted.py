@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from slmkit.errors import StepFailed
 from slmkit.teach import dataset
 from slmkit.teach.budget import Budget, Limits, Prices, most_input
 from slmkit.teach.desk import Desk
@@ -95,3 +96,16 @@ def test_an_answer_that_a_filter_cut_is_in_no_pair():
                           found=lambda sample: (answers[sample], ""))  # fmt: skip
     found, why = preference._group(job, None)
     assert [a.text for a in found] == ["a1", "a3"] and "cut" in why
+
+
+def test_a_refusal_is_no_answer():
+    """OpenAI leaves the content out then; as an empty answer nobody would know why."""
+    found = answer({"choices": [{"message": {"content": None, "refusal": "I cannot help with that."}, "finish_reason": "stop"}]})
+    assert (found.text, found.finish) == ("I cannot help with that.", "refusal")
+
+
+def test_validation_does_not_take_all_rows(tmp_path):
+    written = dataset.write(tmp_path, [made("a"), made("b")], Filters([]), 0.999, 0)
+    assert written.held_out == 2
+    with pytest.raises(StepFailed, match="all 2 rows were drawn into `validation`"):
+        dataset.enough(written, 1)
