@@ -7,9 +7,9 @@ def test_progress_says_how_long_is_left(monkeypatch):
     screen, said = out.Terminal(), []
     screen.bars = False
     monkeypatch.setattr(screen, "_write", said.append)
-    tell = screen.progress("sft")
     now = [0.0]
     monkeypatch.setattr(out.time, "monotonic", lambda: now[0])
+    tell = screen.progress("sft")
     for done, at in ((10, 1000.0), (20, 1100.0), (40, 1300.0)):
         now[0] = at
         tell(done, 100, "training", loss=1.5)

@@ -14,9 +14,9 @@ from slmkit.recipe.located import Document, Where
 
 _SHAPES = re.compile(
     r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+@)"  # a password in an address
+    r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY)"
 )
+_LOGIN = re.compile(r"\w+://[^/\s@]*:[^/\s@]*@")  # in the address of an endpoint; one of data is refused where it is read
 _KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
 
 
@@ -44,7 +44,7 @@ def _walk(doc: Document, value: Any, where: Where):
             yield from _walk(doc, below, (*where, index))
     elif isinstance(value, str) and value:
         key = next((p for p in reversed(where) if isinstance(p, str)), "")
-        if _SHAPES.search(value) or _KEYS.match(key):
+        if _SHAPES.search(value) or _KEYS.match(key) or (key == "base_url" and _LOGIN.match(value)):
             mark = doc.mark(where)
             hidden = mark.source.replace(value, "*" * len(value))
             yield replace(

@@ -109,3 +109,9 @@ def test_validation_does_not_take_all_rows(tmp_path):
     assert written.held_out == 2
     with pytest.raises(StepFailed, match="all 2 rows were drawn into `validation`"):
         dataset.enough(written, 1)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown(cli):
+    cli.write("r.yaml", "recipe: r\nsteps:\n  teach: {kind: distill, prompts: p.jsonl, teacher: {model: m, base_url: 'http://me:sekret99@localhost/v1'}}\n")
+    done = cli("plan", "r.yaml")
+    assert done.returncode == 2 and "r.yaml:3:" in done.stderr and "a literal secret" in done.stderr and "sekret99" not in done.stderr
