@@ -77,11 +77,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class Held:
-    """A reservation."""
+    """A reservation. beyond, longer: how much of its input and output is there for what was seen of other requests."""
 
     input: int
     output: int
     usd: float
+    beyond: int = 0
+    longer: int = 0
 
     @property
     def tokens(self) -> int:
@@ -111,7 +113,7 @@ class Budget:
     def most(self, request: Request) -> Held:
         input, output = most_input(request) + self.beyond, request.most + self.longer
         usd = self.prices.of({"input": input, "output": output}) if self.prices else 0.0
-        return Held(input, output, usd)
+        return Held(input, output, usd, self.beyond, self.longer)
 
     def fits(self, held: Held) -> str:
         if not self.limits:
@@ -150,8 +152,8 @@ class Budget:
         self.release(held)
         usd = self.prices.of(usage) if self.prices else None
         self._add(usage["input"] + usage["output"], usd or 0.0, None)
-        self.beyond = max(self.beyond, self.beyond + usage["input"] - held.input)
-        self.longer = max(self.longer, self.longer + usage["output"] - held.output)
+        self.beyond = max(self.beyond, usage["input"] - (held.input - held.beyond))
+        self.longer = max(self.longer, usage["output"] - (held.output - held.longer))
         self.known = True
         return usd
 

@@ -58,6 +58,18 @@ def test_more_output_than_was_asked_for_is_learned_from_the_first_answer():
     assert budget.most(request()).output == 500 and budget.fits(budget.most(request("x" * 1500))) == "never"
 
 
+def test_what_is_learned_does_not_add_up_over_requests_in_flight():
+    """Each was held before the others came back: what they had in excess is the same excess."""
+    budget = Budget(Limits(tokens=10**6), None)
+    plain = budget.most(request())
+    flying = [budget.most(request()) for _ in range(5)]
+    for held in flying:
+        budget.reserve(held)
+    for held in flying:
+        budget.settle(held, {"input": plain.input + 30, "output": 500})
+    assert (budget.most(request()).input, budget.most(request()).output) == (plain.input + 30, 500)
+
+
 def test_a_model_that_runs_here_keeps_to_the_budget(cli):
     (cli.folder / "p.jsonl").write_text("".join(json.dumps({"prompt": f"note {i}"}) + "\n" for i in range(9)))
     step = "{kind: distill, prompts: p.jsonl, teacher: demo:student, max_tokens: 4, budget: {requests: 5}, execution: {concurrency: 4}}"
