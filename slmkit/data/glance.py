@@ -30,24 +30,20 @@ class Glance:
 
 def at(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> Glance | None:
     """None where nothing can be told: no rows, a broken file. To say what is wrong is the step's, and `slmkit data`'s."""
-    texts, answers, turns, taken = [], [], 0, 0
     try:
-        rows, files = read.first(path, matched, columns)
-        for row, size in rows:
-            text, answer = _said(row)
-            texts.append(text)
-            answers.append(answer)
-            turns, taken = turns + len(row.messages) + len(row.chosen) + len(row.rejected), taken + size
-            if len(texts) == MOST or taken >= BYTES:
-                break
-        else:
-            return Glance(len(texts), tuple(texts), tuple(answers), turns / len(texts)) if texts else None
-        return Glance(_count(files, len(texts), taken, texts), tuple(texts), tuple(answers), turns / len(texts))
+        rows, whole, files = read.first(path, matched, columns, lambda count, size: count == MOST or size >= BYTES)
+        if not rows:
+            return None
+        said = [_said(row) for row, _ in rows]
+        texts, answers = tuple(text for text, _ in said), tuple(answer for _, answer in said)
+        turns = sum(len(row.messages) + len(row.chosen) + len(row.rejected) for row, _ in rows) / len(rows)
+        count = len(rows) if whole else _count(files, len(rows), sum(size for _, size in rows), texts)
+        return Glance(count, texts, answers, turns)
     except (DataError, OSError, ValueError):
         return None
 
 
-def _count(files: list[Path], seen: int, taken: int, texts: list[str]) -> int:
+def _count(files: list[Path], seen: int, taken: int, texts: tuple[str, ...]) -> int:
     """About how many rows the files hold: Parquet says it; of others by their size, packed ones by how far such text can be packed."""
     each, total = taken / seen, 0.0
     for file in files:

@@ -201,10 +201,24 @@ def format_of(path: Path, matched: tuple[Path, ...] | None, columns: Columns | N
     return source.format if source.form == natural or source.format == "completion" else f"{source.format} {source.form}"
 
 
-def first(path: Path, matched: tuple[Path, ...] | None, columns: Columns | None) -> tuple[Iterator[tuple[Row, int]], list[Path]]:
-    """(the rows from the start with their sizes, as they are wanted; the files): broken ones are passed over. Raises DataError for no files."""
+def first(
+    path: Path, matched: tuple[Path, ...] | None, columns: Columns | None, enough: Callable[[int, int], bool]
+) -> tuple[list[tuple[Row, int]], bool, list[Path]]:  # fmt: skip
+    """(the rows from the start with their sizes, whether these are all, the files), until `enough(rows, bytes)`: broken ones are passed over.
+    Raises DataError for no files."""
     found = files.of(path, matched, columns.split if columns else None, str(path))
-    return _Source(found, columns).rows(Tally(skip=True, most=HEAD)), found
+
+    def some(source: _Source) -> tuple[list[tuple[Row, int]], bool]:
+        kept, taken = [], 0
+        for row, size in source.rows(Tally(skip=True, most=HEAD)):
+            kept.append((row, size))
+            taken += size
+            if enough(len(kept), taken):
+                return kept, False
+        return kept, True
+
+    _, (kept, whole) = _understood(_Source(found, columns), some)
+    return kept, whole, found
 
 
 def _some(source: _Source) -> None:

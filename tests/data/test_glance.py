@@ -52,6 +52,15 @@ def test_what_cannot_be_told_is_left_out(tmp_path):
     assert glance.at(tmp_path / "cut.parquet", None, None) is None
 
 
+@pytest.mark.parametrize("later", [{"label": 7}, {"system": "Be brief."}])
+def test_a_later_row_that_tells_the_form_anew_is_no_fault(tmp_path, later):
+    """Labels that turn out to number classes, a system message that comes late: the file is read anew, as for training."""
+    given = [r | ({"label": i % 2} if "label" in later else {}) for i, r in enumerate(rows(40))]
+    given[20] |= later
+    found = glance.at(written(tmp_path, "jsonl", given), None, None)
+    assert found.rows == 40 and found.texts[0] == "\n".join(rows(1)[0].values())
+
+
 def test_weights_a_share_held_out_and_what_a_row_says(tmp_path):
     first, second = (written(tmp_path / name, "jsonl", rows(200, seed)) for name, seed in (("a", 1), ("b", 2)) if not (tmp_path / name).mkdir())
     config = train.Config(model="m", data=["a", "b"], validation=0.25, method="lora", batch_size=4, epochs=1)
