@@ -28,6 +28,7 @@ from slmkit.artifact.store import Store, explain_os_error
 from slmkit.errors import CannotRun, CheckFailed, Problem, RecipeError, SlmkitError, StepFailed, Stopped
 from slmkit.events import Events, now
 from slmkit.plan import Plan, Row, no_hit
+from slmkit.recipe import located
 from slmkit.recipe.located import Mark
 from slmkit.steps._estimate import shown
 from slmkit.steps._step import Context, Given, Result
@@ -192,6 +193,8 @@ class Engine:
         stopped = isinstance(error, (KeyboardInterrupt, Stopped))  # another SystemExit is a library's way out, and a failure
         if isinstance(error, RecipeError):
             error.problems = [p if p.file or row.mark is None else _placed(row.mark, p) for p in error.problems]
+        elif isinstance(error, SlmkitError) and error.key and row.mark is not None:
+            error.where = error.where or row.mark.at(located.path(error.key)).place
         foreseen = error if isinstance(error, SlmkitError) or stopped else explain_os_error(error, self.store.root)
         log = attempt / "stderr.log"
         if foreseen is None:
@@ -216,7 +219,7 @@ KEYS = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")  # with which a problem begins t
 def _placed(mark: Mark, problem: Problem) -> Problem:
     """A problem of a step, with the place of its key in the recipe."""
     named = KEYS.match(problem.what)
-    return (mark.at(tuple(named[1].split("."))) if named else mark).problem(problem.what, problem.mend)
+    return (mark.at(located.path(named[1])) if named else mark).problem(problem.what, problem.mend)
 
 
 def _consumed(row: Row, given: list[Given]) -> list:
@@ -234,7 +237,9 @@ def _secret(name: str) -> str:
     value = os.environ.get(name)
     if not value:
         raise CannotRun(f"the environment variable {name} is not set", mend=f"export {name}=… before running")
-    return value
+    if (value := value.strip()) and value.isascii() and value.isprintable():  # a file's last line break is none of it
+        return value
+    raise CannotRun(f"the environment variable {name} holds no key: line breaks, or characters that no key has", mend=f"export {name}=… again")
 
 
 def _manifest(plan: Plan, row: Row, given: list[Given], result: Result, run: dict, files: list[dict]) -> dict:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 
 class SlmkitError(Exception):
-    """A foreseen failure. `what` is one sentence; `where` a file:line or a folder; `mend` the key or command that helps."""
+    """A foreseen failure. `what` is one sentence; `where` a file:line or a folder; `mend` the key or command that helps; `key` the step's key
+    that it is about (`teacher.base_url`), whose place in the recipe becomes `where`."""
 
     code = 1
 
-    def __init__(self, what: str, *, where: object = None, mend: str | None = None):
+    def __init__(self, what: str, *, where: object = None, mend: str | None = None, key: str | None = None):
         super().__init__(what)
-        self.what, self.where, self.mend = what, str(where) if where is not None else None, mend
+        self.what, self.where, self.mend, self.key = what, str(where) if where is not None else None, mend, key
 
     def render(self) -> str:
         """The text for the screen: `where: what`, then the help line."""
@@ -33,7 +34,8 @@ class SlmkitError(Exception):
 
     def record(self) -> dict:
         """The same as data, for failure.json and --json."""
-        return {"error": type(self).__name__, "what": self.what, "where": self.where, "mend": self.mend, "exit": self.code}
+        said = {"error": type(self).__name__, "what": self.what, "where": self.where, "mend": self.mend, "exit": self.code}
+        return said | ({"key": self.key} if self.key else {})
 
 
 class StepFailed(SlmkitError):

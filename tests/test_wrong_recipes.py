@@ -42,6 +42,13 @@ BOMB = "recipe: b\na: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(6)
 ) + "steps:\n  train: {data: $g}\n"
 
+TEACH = """recipe: t
+steps:
+  t:
+    {kind: distill, prompts: rows.jsonl,
+    teacher: {model: t, api_key_env: KEY, base_url: "http://localhost:1"}}
+"""
+
 CASES: dict[str, tuple[str | bytes, str, str]] = {
     # name: (text, expected line:column, words of the message or the help)
     "unknown top-level key": ("extra: 1\n" + GOOD, "1:1", "nothing reads the key `extra`"),
@@ -96,6 +103,9 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
     "step name with ..": (changed("  sft:", "  ../sft:"), "4:3", "no step name"),
     "literal API key": (changed("base: demo:student", "base: demo:student\napi_key: sk-abcdefghijklmnop1234"), "3:10", "api_key_env"),
     "literal token anywhere": (changed("rows.jsonl", "hf_abcdefghijklmnopqrstu"), "7:11", "a literal secret"),
+    "key in place of its variable's name": (TEACH.replace("KEY", "9f8e-mine"), "5:38", "a literal secret"),
+    "address without http": (TEACH.replace("http://", "").replace("KEY", "A_KEY"), "5:55", "help: where the endpoint is, from http:// or"),
+    "no teacher": (TEACH.replace("teacher:", "x:"), "3:3", "help: who answers:"),
     "epochs and max_steps": (changed("learning_rate: 1e-3", "max_steps: 5\n    epochs: 1"), "11:13", "keep one"),
     "lora with method full": (changed("method: lora", "method: full"), "9:11", "`lora` is read by"),
     "bad bound": (GOOD + "    expect: {int4.notes.exact_match: about 1}\n", "21:13", "int4.notes.exact_match"),
@@ -117,7 +127,7 @@ def test_wrong_recipe(name: str, cli: Cli) -> None:
     if text and not text.isspace() and isinstance(text, str) and not text.startswith("#"):
         assert "^" in done.stderr, done.stderr
     assert "help:" in done.stderr or "already" in done.stderr or "`" in done.stderr
-    assert "sk-abcdef" not in done.stderr and "hf_abcdef" not in done.stderr
+    assert "sk-abcdef" not in done.stderr and "hf_abcdef" not in done.stderr and "9f8e-mine" not in done.stderr
     assert not (cli.folder / "artifacts").exists()
 
 

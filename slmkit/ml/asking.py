@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +46,8 @@ def opened(
     """teacher, budget, prices: blocks of a recipe (steps/_teacher.py). name: of the account in the state folder, which survives a kill. key: the
     block's place in the step, for errors."""
     secret = ctx.secret(teacher.api_key_env) if teacher.api_key_env else None
-    account = ctx.state / f"account-{name}"
-    if not account.exists():
-        account.write_text(secrets.token_hex(8))
-    book = ledger.Ledger(ledger.file_of(ctx.ledgers, ledger.identity(teacher.base_url, teacher.model)), account.read_text())
+    account = ledger.account(ctx.state / f"account-{name}")
+    book = ledger.Ledger(ledger.file_of(ctx.ledgers, ledger.identity(teacher.base_url, teacher.model)), account)
     limits = Limits(budget.usd, budget.tokens, budget.requests) if budget else Limits()
     paid = Prices(prices.input, prices.output, prices.cached) if prices else None
     return Asking(book, Desk(book, Budget(limits, paid, book.spent), told=told), Route(teacher.base_url, secret, teacher.api_key_env, TIMEOUT, key))

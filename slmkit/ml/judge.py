@@ -39,9 +39,10 @@ class Group:
 class Judge:
     """One judge for one run. `scores` may be called again and again; close it in the end."""
 
-    def __init__(self, ctx: Context, said: Any, name: str, seed: int):
+    def __init__(self, ctx: Context, said: Any, name: str, seed: int, key: str):
+        """key: where its teacher stands in the step, for errors."""
         self.said, self.seed, self.template = said, seed, templates.load("rank", None)
-        self.asking = asking.opened(ctx, name, said.teacher, said.budget, said.prices)
+        self.asking = asking.opened(ctx, name, said.teacher, said.budget, said.prices, key=key)
         self.book, self.desk = self.asking.book, self.asking.desk
 
     def scores(self, groups: list[Group]) -> tuple[list[list[float]], dict[str, int]]:

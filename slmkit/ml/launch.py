@@ -150,7 +150,7 @@ def _failure(home: Path, code: int, others: dict[int, str]) -> SlmkitError:
         if kind in (DataError, RecipeError):
             return kind([Problem(**p) for p in record["problems"]], record["summary"])
         if kind:
-            return kind(record["what"], where=record["where"], mend=record["mend"])
+            return kind(record["what"], where=record["where"], mend=record["mend"], key=record.get("key"))
         return StepFailed(f"process {record['rank']} failed: {record['what']}", mend=f"its log is {_log(home, record['rank'])}")
     began = {int(f.stem.partition("-")[2]) for f in home.glob("began-*")}
     ended = {int(f.stem.partition("-")[2]) for f in home.glob("ended-*")}

@@ -5,20 +5,15 @@ They are pure, so that they can be tried alone. Right or wrong is 1 or 0; `lengt
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import slmkit
+from slmkit.data import usercode
 from slmkit.errors import Problem, RecipeError, StepFailed
 
 NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|-?\.\d+")
@@ -140,67 +135,25 @@ def length(size: int, least: int, most: int) -> float:
 
 def python(file: Path, function: str) -> Callable[[Answer], float]:
     """A function of the user's file. Raises RecipeError for a file that cannot be run or lacks it; the reward raises StepFailed."""
-    called = getattr(_module(file), function, None)
-    if not callable(called):
-        mend = f"write `def {function}(prompt, answer, reference): …`, or name another in `function`"
-        raise RecipeError([Problem(f"{file.name} has no function `{function}`", str(file), mend=mend)])
+    mend = f"def {function}(prompt, answer, reference): …`, or name another in `function"
+    called = usercode.function(file, function, "the reward code", mend)
 
     def score(answer: Answer) -> float:
         try:
             value = called([dict(m) for m in answer.messages], answer.text, answer.reference)
         except (Exception, SystemExit) as e:  # noqa: BLE001  the user's code may raise anything, and whose row it was is known here alone
             what = f"the reward `{function}` raised {type(e).__name__}: {e}{_of(answer)}"
-            if isinstance(e, TypeError) and not _line(file, e)[1]:  # it was not even entered
+            if isinstance(e, TypeError) and not usercode.line(file, e):  # it was not even entered
                 mend = f"it is called as `{function}(prompt, answer, reference)`"
-                raise StepFailed(what, where=_defined(file, called), mend=mend) from e
-            raise StepFailed(what, where=_place(file, e), mend="return 0.0 for answers that it cannot judge") from e
+                raise StepFailed(what, where=usercode.defined(file, called), mend=mend) from e
+            raise StepFailed(what, where=usercode.place(file, e), mend="return 0.0 for answers that it cannot judge") from e
         if isinstance(value, bool | int | float) and math.isfinite(value):
             return float(value)
         said = f"a {type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else repr(value)
         what = f"the reward `{function}` gave {said} instead of a number{_of(answer)}"
-        raise StepFailed(what, where=_defined(file, called), mend="return a finite int or float; it is called once for each answer")
+        raise StepFailed(what, where=usercode.defined(file, called), mend="return a finite int or float; it is called once for each answer")
 
     return score
-
-
-def _module(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("slmkit_reward_code", file, loader=SourceFileLoader("slmkit_reward_code", str(file)))
-    module, before = importlib.util.module_from_spec(spec), set(sys.modules)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as e:
-        problem = Problem(f"this is no Python: {e.msg}", str(file), e.lineno or 0, e.offset or 0, (e.text or "").rstrip("\n"))
-        raise RecipeError([problem]) from None
-    except (Exception, SystemExit) as e:  # noqa: BLE001  the user's code may raise anything
-        mend = f"install it: pip install {e.name}" if isinstance(e, ModuleNotFoundError) and e.name else None
-        raise RecipeError([Problem(f"the reward code cannot be imported: {type(e).__name__}: {e}", *_line(file, e), mend=mend)]) from e
-    if beside := _beside(file, before):
-        what = f"the reward code imports {beside.name} beside it, which is no part of what the recipe names: a change in it would not be seen"
-        raise RecipeError([Problem(what, str(file), mend="put it all into one file, or install the other as a package")])
-    return module
-
-
-def _beside(file: Path, before: set[str]) -> Path | None:
-    """A file that came to be imported from the code's own folder, packages installed below it aside."""
-    files = (Path(m.__file__) for n, m in list(sys.modules.items()) if n not in before and getattr(m, "__file__", None))
-    near = (f for f in files if file.parent.resolve() in f.resolve().parents and not {"site-packages", "dist-packages"} & set(f.parts))
-    return next((f for f in near if f.resolve() != file.resolve() and not f.is_relative_to(Path(slmkit.__file__).parent)), None)
-
-
-def _line(file: Path, error: BaseException) -> tuple[str, int]:
-    """The file and the last of its lines that the error passed through, 0 if none."""
-    lines = [number for frame, number in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
-    return str(file), lines[-1] if lines else 0
-
-
-def _place(file: Path, error: BaseException) -> str:
-    name, line = _line(file, error)
-    return f"{name}:{line}" if line else name
-
-
-def _defined(file: Path, called: Any) -> str:
-    code = getattr(called, "__code__", None)
-    return f"{file}:{code.co_firstlineno}" if code else str(file)
 
 
 def _of(answer: Answer) -> str:

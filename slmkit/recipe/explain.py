@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -51,7 +52,9 @@ def pydantic_error(error: dict, model: type[BaseModel], where: Where, body: Any)
     if kind == "extra_forbidden":
         return here, f"unknown key `{name}`", _nearest(name, _fields(model, inside[:-1])), True
     if kind == "missing":
-        return here, f"`{last}` is missing", None, True
+        return here, f"`{last}` is missing", _about(model, (*inside, last)), True
+    if kind == "string_pattern_mismatch":
+        return here, f"`{name}` cannot be {shown(given)}", _about(model, inside), False
     if kind == "literal_error":
         allowed = [a.strip(" '") for a in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(given), allowed, 1)
@@ -79,13 +82,27 @@ def _real(loc: tuple, body: Any) -> tuple[Where, str]:
     return tuple(out), str(loc[-1]) if loc else ""
 
 
+def _about(model: type[BaseModel], inside: Where) -> str | None:
+    """What a key is, in its own words: the first sentence."""
+    *above, name = inside
+    models = _models_at(model, tuple(above))
+    said = next((m.model_fields[name].description for m in models if name in m.model_fields), None)
+    first = re.split(r"(?<=\.) (?=[A-Z])", " ".join(said.split()))[0].rstrip(".") if said else ""
+    return first[:1].lower() + first[1:] or None
+
+
 def _fields(model: type[BaseModel], inside: Where) -> list[str]:
     """The keys that are allowed at a place, following nested models through unions."""
+    models = _models_at(model, inside)
+    names = list(dict.fromkeys(name for m in models for name in m.model_fields))  # one mapping, or a list of them: the same keys
+    return names + (["kind", "execution"] if not inside else [])
+
+
+def _models_at(model: type[BaseModel], inside: Where) -> list[type[BaseModel]]:
     models = [model]
     for part in (p for p in inside if not isinstance(p, int)):  # members of a list are of its own models
         models = [m for one in models if part in one.model_fields for m in _models(one.model_fields[part].annotation)]
-    names = list(dict.fromkeys(name for m in models for name in m.model_fields))  # one mapping, or a list of them: the same keys
-    return names + (["kind", "execution"] if not inside else [])
+    return models
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

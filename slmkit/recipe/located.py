@@ -41,8 +41,18 @@ class Mark:
         """The place of one of a step's keys, or of the nearest above it that stands in the text."""
         return self.below(keys) if self.below else self
 
+    @property
+    def place(self) -> str:
+        """FILE:LINE:COLUMN."""
+        return f"{self.file}:{self.line}:{self.column}"
+
     def problem(self, what: str, mend: str | None = None) -> Problem:
         return Problem(what, self.file, self.line, self.column, self.source, self.width, mend)
+
+
+def path(keys: str) -> Where:
+    """A path out of its text, `grpo.rewards.0.judge`."""
+    return tuple(int(k) if k.isdigit() else k for k in keys.split("."))
 
 
 @dataclass

@@ -18,7 +18,7 @@ _SHAPES = re.compile(
 )
 _LOGIN = re.compile(r"\w+://[^/\s@]*:[^/\s@]*@")  # in the address of an endpoint; one of data is refused where it is read
 _KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
-
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")  # of an environment variable: what stands in its place is the secret itself
 
 MEND = "name the environment variable that holds it (`api_key_env: NAME`), and revoke this one"
 
@@ -44,7 +44,8 @@ def _walk(doc: Document, value: Any, where: Where):
             yield from _walk(doc, below, (*where, index))
     elif isinstance(value, str) and value:
         key = next((p for p in reversed(where) if isinstance(p, str)), "")
-        if _SHAPES.search(value) or _KEYS.match(key) or (key == "base_url" and _LOGIN.match(value)):
+        shaped = key == "base_url" and _LOGIN.match(value) or key == "api_key_env" and not _NAME.match(value)
+        if shaped or _SHAPES.search(value) or _KEYS.match(key):
             mark = doc.mark(where)
             hidden = mark.source.replace(value, "*" * len(value))
             yield replace(

@@ -18,7 +18,7 @@ class Teacher(Part):
     model: Annotated[str, Field(min_length=1)]
     """The model's name at the endpoint."""
     base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] = "https://api.openai.com/v1"
-    """Where the endpoint is; at most of them it ends in /v1."""
+    """Where the endpoint is, from http:// or https:// on; at most of them it ends in /v1."""
     api_key_env: Annotated[Annotated[str, Field(pattern=NAME)] | None, How()] = None
     """The *name* of the environment variable that holds the key. None: the endpoint wants none."""
     limit_key: Annotated[str, Field(pattern=r"^max_(completion_)?tokens$"), How()] = "max_tokens"

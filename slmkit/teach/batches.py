@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from slmkit.errors import Busy, UsageError
 from slmkit.teach import underway
-from slmkit.teach.batch_api import connected, content, create, find
+from slmkit.teach.batch_api import connected, content, create, field, find
 from slmkit.teach.budget import Budget, Limits
 from slmkit.teach.desk import Desk, over_budget
 from slmkit.teach.endpoint import ROW_CODES, Route
@@ -208,7 +208,7 @@ class _Batches:
         lines = ({k: v for k, v in json.loads(line).items() if k not in ("sample", "trials")} for line in batch.lines.open("rb"))
         sent = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         upload = self.client.files.create(file=(batch.lines.name, sent.encode()), purpose="batch")
-        batch = batch.noted(upload=upload.id)
+        batch = batch.noted(upload=field(upload, "id"))
         batch = batch.noted(id=create(self.client, batch))
         self.created.add(batch.id)
         self.told("batch", id=batch.id, requests=count)
@@ -222,8 +222,8 @@ class _Batches:
             lines = content(self.client, output) if output else ()
             if lines is None:
                 gone = f"the answers of batch {batch.id} are not at the endpoint any more"
-            for line in lines or ():
-                if line.strip() and (said := json.loads(line)).get("custom_id") in asked:
+            for said in lines or ():
+                if said.get("custom_id") in asked:
                     failed += self._one(desk, asked.pop(said["custom_id"]), said)
         if gone:
             self.told("warning", what=f"{gone}: {len(asked)} requests are asked again")
@@ -249,7 +249,7 @@ class _Batches:
                 batch = self.client.batches.retrieve(name)
             except openai.NotFoundError:
                 return None
-            if batch.status in ENDED:
+            if field(batch, "status") in ENDED:
                 return batch
             if self.terms.detach:
                 done = f"{batch.request_counts.completed} of {batch.request_counts.total}" if batch.request_counts else batch.status

@@ -180,26 +180,37 @@ class _Dispatcher:
             self.refused += 1
             if not self.pace.proven and self.refused >= FIRST_REFUSED:
                 what = f"{self.route.base_url} refused each of the first {self.refused} requests for what it holds; the last: {failure.why}"
-                self.fatal = self.fatal or UsageError(what, mend="see whether `max_tokens` and the prompts fit into the model's context")
+                mend = "see whether `max_tokens` and the prompts fit into the model's context"
+                self.fatal = self.fatal or UsageError(what, mend=mend, key=self.route.block)
             return self.desk.drop(request, failure.why)
         if failure.means in ("busy", "slow"):
             self.pace.refused(sent, failure.after)
         self.pace.failed()
-        silent = time.monotonic() - self.pace.last_success
-        if failure.means == "unreachable" and not self.pace.proven and self.pace.failures >= FIRST_TRIALS:
-            self.fatal = self.fatal or CannotRun(f"{self.route.base_url}: {failure.why}", mend=f"check `{self.route.block}.base_url` and the network")
-        elif failure.means == "garbled" and not self.pace.proven and self.pace.failures >= FIRST_GARBLED:
-            mend = f"check that `{self.route.block}.base_url` is an OpenAI-compatible endpoint (it ends in /v1 at most of them)"
-            self.fatal = self.fatal or CannotRun(f"{self.route.base_url} answers, but not as such an endpoint does: {failure.why}", mend=mend)
-        elif self.pace.broken and silent > self.manners.patience:
-            self.fatal = self.fatal or CannotRun(
-                f"{self.route.base_url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}",
-                mend="all answers so far are kept: run the same command again when it is back",
-            )
+        if hopeless := self._hopeless(failure):
+            self.fatal = self.fatal or hopeless
         elif trials >= self.manners.retries and failure.means != "busy":
             self.desk.drop(request, f"no answer in {trials + 1} trials; the last: {failure.why}")
-        else:
-            self._later(request, trials + 1, 0.0 if failure.after is not None else backoff(trials))
+        else:  # `after` of a busy endpoint holds for all requests: the pace knows of it
+            pause = backoff(trials) if failure.after is None else 0.0 if failure.means in ("busy", "slow") else failure.after
+            self._later(request, trials + 1, pause)
+
+    def _hopeless(self, failure: Failure) -> CannotRun | None:
+        """Why there is no use in going on."""
+        url, block, patience = self.route.base_url, self.route.block, self.manners.patience
+        silent = time.monotonic() - self.pace.last_success
+        if failure.means == "unreachable" and not self.pace.proven and self.pace.failures >= FIRST_TRIALS:
+            return CannotRun(f"{url}: {failure.why}", mend=f"check `{block}.base_url` and the network", key=f"{block}.base_url")
+        if failure.means == "garbled" and not self.pace.proven and self.pace.failures >= FIRST_GARBLED:
+            mend = f"check that `{block}.base_url` is an OpenAI-compatible endpoint (it ends in /v1 at most of them)"
+            return CannotRun(f"{url} answers, but not as such an endpoint does: {failure.why}", mend=mend, key=f"{block}.base_url")
+        if self.pace.broken and silent > patience:
+            mend = "all answers so far are kept: run the same command again when it is back"
+            return CannotRun(f"{url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}", mend=mend, key=block)
+        if failure.after is not None and silent + failure.after > patience:
+            what = f"{url} wants to be left alone for {failure.after:.0f} s ({failure.why}), {silent:.0f} s after its last answer"
+            mend = f"all answers so far are kept: run the same command again then (`execution.patience` of a distill step is {patience:g} s)"
+            return CannotRun(what, mend=mend, key=block)
+        return None
 
     def _later(self, request: Request, trials: int, pause: float) -> None:
         self.number += 1

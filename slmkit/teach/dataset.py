@@ -23,13 +23,15 @@ HALF = ("finished", "the answer holds half a character (a lone surrogate), which
 
 @dataclass
 class Written:
-    """Counts of what was written. also: rows that went with others (reasoning beside answers), by split."""
+    """Counts of what was written. also: rows that went with others (reasoning beside answers), by split. thoughts: rows whose answer came with
+    thinking written before it, which is left out."""
 
     rows: int = 0
     held_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     also: Counter[str] = field(default_factory=Counter)
+    thoughts: int = 0
 
     @property
     def made(self) -> int:
@@ -53,6 +55,7 @@ def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | N
                 written.reasons[_general(fault[1])] += 1
                 files[DROPPED].write(_line({"place": made.place, "filter": fault[0], "reason": fault[1], **made.row}, "backslashreplace"))
                 continue
+            written.thoughts += "thought" in made.more
             held = bool(share) and _draw(made.question, seed) < share
             written.held_out, written.rows = written.held_out + held, written.rows + (not held)
             files[VALIDATION if held else TRAIN].write(line)
@@ -81,10 +84,12 @@ def enough(written: Written, least: float | int) -> None:
         told = ", ".join(f"{name} {count}" for name, count in ordered(written.dropped)) or "nothing was made"
         first = written.reasons.most_common(1)
         most = f"; most often: {first[0][0]}" if first else ""
-        raise StepFailed(
-            f"{kept} of {written.made} rows were kept, and `min_kept` is {least} (dropped: {told}{most})",
-            mend="the answers are kept: loosen `filters` or `min_kept`, or change what is asked, and run it again",
-        )
+        mend, key = "the answers are kept: loosen `filters` or `min_kept`, or change what is asked, and run it again", "min_kept"
+        if "context has" in most or "tokens of the prompt and" in most:
+            mend, key = "prompt and `max_tokens` together must fit into the teacher's context: set a smaller `max_tokens`", "max_tokens"
+        elif "max_tokens" in most:
+            mend, key = "set a larger `max_tokens`, or ask for shorter answers", "max_tokens"
+        raise StepFailed(f"{kept} of {written.made} rows were kept, and `min_kept` is {least} (dropped: {told}{most})", mend=mend, key=key)
 
 
 def _draw(question: str, seed: int) -> float:

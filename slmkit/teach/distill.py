@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,10 +69,7 @@ def verdicts(config: Any, first: int) -> int:
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
     model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
-    account = ctx.state / "account"
-    if not account.exists() or len(account.read_text()) != 16:  # none, or half of one from a kill, under which nothing was sent
-        account.write_text(secrets.token_hex(8))
-    book = ledger.Ledger(file, account.read_text())
+    book = ledger.Ledger(file, ledger.account(ctx.state / "account"))
     return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
 
 
@@ -168,6 +164,9 @@ def _told(ctx: Context, desk: Desk, written: dataset.Written) -> None:
         booked = "they are booked at the most that they can have had" if desk.budget.limits else "tokens and cost say less than was used"
         ctx.log("warning", what=f"the endpoint did not count the tokens of {desk.uncounted} answers: {booked}")
     ctx.log("asked", hits=desk.hits, answered=desk.kept, gave_up=len(desk.gave_up), failures=dict(desk.failures), spent=desk.budget.told())
+    if written.thoughts:
+        what = f"{written.thoughts} answers came with thinking before them, which is left out of the rows (mode rationale keeps it)"
+        ctx.log("warning", what=what)
     if written.dropped:
         told = ", ".join(f"{name} {count}" for name, count in filters.ordered(written.dropped))
         ctx.log("warning", what=f"{sum(written.dropped.values())} of {written.made} rows were dropped ({told}); see {dataset.DROPPED}")

@@ -25,6 +25,8 @@ TOO_LONG = re.compile(
 """How vLLM, Anthropic, Google, Ollama and others say that a prompt does not fit."""
 SECRET = 12  # characters of a key that is looked for in what comes back: shorter ones (`EMPTY`) may be words
 OVERLOAD = (429, 503, 529)
+NO_MONEY = "the account has no money left: top it up and run the same command again"
+DAY = 86_400.0  # seconds; an endpoint that wants more rest than that means something else
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Route:
     key_name: str | None
     timeout: float
     block: str = "teacher"
+
+    def key_of(self, name: str) -> str:
+        """The recipe's key of that name, for errors."""
+        return f"{self.block}.{name}"
 
 
 class Failure(Exception):
@@ -128,31 +134,32 @@ class Endpoint:
         if isinstance(cause, OSError) and cause.errno or name.startswith("ClientConnector"):
             return Failure("unreachable", f"cannot connect: {text}")
         if name in ("UnsupportedProtocol", "InvalidURL", "NonHttpUrlClientError", "InvalidUrlClientError"):
-            return UsageError(f"{self.route.base_url} is no URL of an endpoint ({text})", mend=f"{self.route.block}.base_url is like https://api.openai.com/v1")
+            mend = f"{self.route.block}.base_url is like https://api.openai.com/v1"
+            return UsageError(f"{self.route.base_url} is no URL of an endpoint ({text})", mend=mend, key=self.route.key_of("base_url"))
         if isinstance(cause, TimeoutError) or "Timeout" in name:
             return Failure("slow", f"no answer within {self.route.timeout:g} s")
         return Failure("lost", f"the connection broke: {name}{f' ({text})' if text else ''}")
 
     def _status(self, response: Any) -> Exception:
         status, (said, codes) = response.status_code, _said(self._content(response))
-        place = f"{self.route.base_url} answered {status}"
+        place, account = f"{self.route.base_url} answered {status}", self.route.key_of("api_key_env")
         if status in OVERLOAD:
             if "insufficient_quota" in codes:
-                return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
+                return CannotRun(f"{place}: {said}", mend=NO_MONEY, key=account)
             return Failure("busy", f"{status}: {said}", _retry_after(response.headers))
         if status == 402:
-            return CannotRun(f"{place}: {said}", mend="the account has no money left: top it up and run the same command again")
+            return CannotRun(f"{place}: {said}", mend=NO_MONEY, key=account)
         if status in (401, 403):
-            block = self.route.block
-            mend = f"check the key in {self.route.key_name}" if self.route.key_name else f"name the key's variable: `{block}.api_key_env`"
-            return CannotRun(f"{place}: {said}", mend=mend)
+            mend = f"check the key in {self.route.key_name}" if self.route.key_name else f"name the key's variable: `{account}`"
+            return CannotRun(f"{place}: {said}", mend=mend, key=account)
         if status == 404:
-            return CannotRun(f"{place}: {said}", mend=f"check `{self.route.block}.model` and its base_url (it ends in /v1 at most endpoints)")
+            mend = f"check `{self.route.block}.model` and its base_url (it ends in /v1 at most endpoints)"
+            return CannotRun(f"{place}: {said}", mend=mend, key=self.route.key_of("model"))
         if status in (408, 409, 425) or status >= 500:
             return Failure("slow" if status in (408, 504) else "again", f"{status}: {said}", _retry_after(response.headers))
         if codes[0] in ROW_CODES or status == 413 or TOO_LONG.search(said):
             return Failure("row", f"{status}: {said}")
-        return UsageError(f"{place}: {said}", mend=_mend(said, self.route.block))
+        return UsageError(f"{place}: {said}", mend=_mend(said, self.route.block), key=self.route.block)
 
 
 def _said(content: bytes) -> tuple[str, tuple[Any, Any]]:
@@ -183,10 +190,10 @@ def _retry_after(headers: Any) -> float | None:
         if not text:
             continue
         try:
-            return min(600.0, max(0.0, float(text) / scale))
+            return min(DAY, max(0.0, float(text) / scale))
         except ValueError:
             try:
-                return min(600.0, max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()))
+                return min(DAY, max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()))
             except ValueError:  # neither: as if it said nothing
                 return None
     return None

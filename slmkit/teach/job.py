@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from slmkit.teach import replies
 from slmkit.teach.desk import Desk
 from slmkit.teach.prompts import Prompt, Prompts
 from slmkit.teach.request import Answer, Request
@@ -70,6 +71,11 @@ class Job:
         """(the answer, why there is none)."""
         answer = self.desk.ledger.find(request)
         return answer, "" if answer else self.desk.gave_up.get(request.key, "not asked")
+
+    def said(self, answer: Answer) -> tuple[str, dict[str, Any]]:
+        """(what an answer says, for `Made.more`): without thinking written before it, and JSON without the code fence around it."""
+        thought, text = replies.thought(answer.text)
+        return replies.unfenced(text) if self.config.json_schema is not None else text, {"thought": 1} if thought else {}
 
     @property
     def local(self) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,13 @@ def file_of(folder: Path, teacher: str) -> Path:
     """The ledger of a teacher: a name for people, and a hash that tells apart."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", teacher.rpartition(" ")[2]).strip("-.")[:40] or "teacher"
     return folder / f"{name}-{hashlib.sha256(teacher.encode()).hexdigest()[:12]}.jsonl"
+
+
+def account(file: Path) -> str:
+    """The name under which a step pays, kept in its state; a new one where there is none or half of one (a kill), under which nothing was sent."""
+    if not file.exists() or len(file.read_text()) != 16:
+        file.write_text(secrets.token_hex(8))
+    return file.read_text()
 
 
 @dataclass

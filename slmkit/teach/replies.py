@@ -9,7 +9,8 @@ import json
 import re
 from typing import Any
 
-THOUGHT = re.compile(r"\A\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*", re.DOTALL)
+THOUGHT = re.compile(r"\A\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*|\A(.*?)^[ \t]*</think(?:ing)?>[ \t]*$\s*", re.DOTALL | re.MULTILINE)
+"""The second form is a reply whose prompt ended in `<think>`: only its end is written, on a line of its own."""
 FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 TRIALS = 64  # openings that are tried in one reply; a long text full of braces must not cost its square
 
@@ -27,8 +28,16 @@ _DECODER = json.JSONDecoder(parse_constant=_constant)
 
 def thought(text: str) -> tuple[str, str]:
     """(what stands in <think>…</think> at the beginning, the rest)."""
+    if "</think" not in text:
+        return "", text
     match = THOUGHT.match(text)
-    return (match[1].strip(), text[match.end() :]) if match else ("", text)
+    return ((match[1] or match[2] or "").strip(), text[match.end() :]) if match else ("", text)
+
+
+def unfenced(text: str) -> str:
+    """What stands in a code fence that is all of the text; the text as it is otherwise."""
+    match = FENCE.fullmatch(text.strip())
+    return match[1].strip() if match else text
 
 
 def value(text: str) -> Any:

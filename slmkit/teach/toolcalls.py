@@ -49,14 +49,13 @@ def unfit(tool: dict) -> str | None:
 
 def calls_of(answer: Answer) -> tuple[list[tuple[str, str, Any]], str]:
     """([(id, name, arguments)], the words beside them). Models without a parser at their endpoint write calls into the text."""
-    said = answer.message.get("tool_calls")
+    said, (_, text) = answer.message.get("tool_calls"), replies.thought(answer.text)
     if isinstance(said, list) and said:
-        return [_call(one, i) for i, one in enumerate(said)], answer.text
-    _, text = replies.thought(answer.text)
+        return [_call(one, i) for i, one in enumerate(said)], text
     written = WRITTEN.findall(text)
     if written:
         return [_call(_json(one), i) for i, one in enumerate(written)], WRITTEN.sub("", text).strip()
-    return [], answer.text
+    return [], text
 
 
 def _json(text: str) -> Any:

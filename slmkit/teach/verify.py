@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from slmkit.errors import Problem, RecipeError, StepFailed
+from slmkit.data import usercode
+from slmkit.errors import StepFailed
 from slmkit.steps._step import Given
 from slmkit.teach.job import Made
 
@@ -30,24 +31,14 @@ def of(config: Any, code: Given | None) -> Callable[[Made], str | None] | None:
 
 
 def _python(given: Given) -> Callable[[Made], str | None]:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("slmkit_verify_code", given.path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e:  # noqa: BLE001  the user's file may raise anything
-        raise RecipeError([Problem(f"{given.path.name} cannot be imported: {type(e).__name__}: {e}", str(given.path))]) from e
-    function = getattr(module, "verify", None)
-    if not callable(function):
-        mend = "write `def verify(messages, answer, reference): return True`"
-        raise RecipeError([Problem(f"{given.path.name} has no function `verify`", str(given.path), mend=mend)])
+    function = usercode.function(given.path, "verify", "the verifier", "def verify(messages, answer, reference): return True")
 
     def check(made: Made) -> str | None:
         try:
             said = function([dict(m) for m in made.messages], made.answer, made.reference)
         except (Exception, SystemExit) as e:  # noqa: BLE001  the user's function may raise anything
-            raise StepFailed(f"verify failed on {made.place}: {type(e).__name__}: {e}", where=given.path, mend="the answers are kept") from e
+            what, mend = f"`verify` raised {type(e).__name__}: {e} (on {made.place})", "the answers are kept; return False for what it cannot judge"
+            raise StepFailed(what, where=usercode.place(given.path, e), mend=mend) from e
         return None if said else "verify said no"
 
     return check

@@ -34,7 +34,7 @@ def _serve(log: str, faults: dict) -> None:
     out = open(log, "a", buffering=1)  # noqa: SIM115  for the life of the process
 
     def note(kind: str, **more) -> None:
-        out.write(json.dumps({"kind": kind, **more}) + "\n")
+        out.write(json.dumps({"kind": kind, "at": time.time(), **more}) + "\n")
 
     async def chat(request: web.Request) -> web.StreamResponse:
         number, body = next(numbers), await request.json()
@@ -45,14 +45,15 @@ def _serve(log: str, faults: dict) -> None:
         digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest()
         draw = random.Random(number * 7919).random()
         for kind, share in faults.items():
-            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired", "batches"):
+            if kind in ("key", "latency", "script", "refuse", "mind", "polls", "expired", "batches", "after"):
                 continue
             if draw < share:
                 note(kind, digest=digest)
                 if kind == "429":
-                    return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.05"})
+                    return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": str(faults.get("after", 0.05))})
                 if kind == "500":
-                    return web.json_response({"error": {"message": "oops"}}, status=500)
+                    headers = {"Retry-After": str(faults["after"])} if "after" in faults else {}
+                    return web.json_response({"error": {"message": "oops"}}, status=500, headers=headers)
                 if kind == "400":
                     return web.json_response({"error": {"message": "Unsupported parameter: 'max_tokens'"}}, status=400)
                 if kind == "reset":
@@ -80,7 +81,12 @@ def _serve(log: str, faults: dict) -> None:
     batches: dict[str, dict] = {}
     odd = faults.get("batches", {})  # see `start`
 
+    def page(where: str) -> None:
+        if odd.get("page") == where:
+            raise web.HTTPOk(text="<html>sign in</html>", content_type="text/html")
+
     async def upload(request: web.Request) -> web.StreamResponse:
+        page("upload")
         form = await request.post()
         name = f"file-{len(files)}"
         files[name] = form["file"].file.read()
@@ -93,6 +99,7 @@ def _serve(log: str, faults: dict) -> None:
         batches[name] = {"id": name, "object": "batch", "status": "in_progress", "input_file_id": body["input_file_id"], "created_at": 0,
                          "endpoint": body["endpoint"], "completion_window": body["completion_window"], "polls": 0,
                          "metadata": body.get("metadata")}  # fmt: skip
+        page("create")
         await asyncio.sleep(odd.get("slow_create", 0))
         return web.json_response(batches[name])
 
@@ -102,6 +109,7 @@ def _serve(log: str, faults: dict) -> None:
         return web.json_response({"object": "list", "data": list(batches.values())[::-1], "has_more": False})
 
     async def poll(request: web.Request) -> web.StreamResponse:
+        page("poll")
         status = odd.get("poll_status")
         if status and request.match_info["name"] == "batch-0":
             told = {"error": {"message": "cannot just now"}}
@@ -131,6 +139,7 @@ def _serve(log: str, faults: dict) -> None:
         return web.json_response(one)
 
     async def content(request: web.Request) -> web.StreamResponse:
+        page("content")
         return web.Response(body=files[request.match_info["name"]])
 
     app = web.Application(client_max_size=64 << 20)
@@ -186,7 +195,8 @@ def start(folder: Path, **faults) -> Teacher:
     """Start a teacher. Faults by name and share: 429, 500, reset, hang, garbage, 400; latency in seconds; key; script: prompt → answer;
     mind: a function of tests/support/minds.py or judges.py that answers by the whole body, which is then kept in the log.
     batches: oddities of the batch API. expire_after: so many answers of the first batch, and nothing of the others; poll_status: of every look at
-    the first batch; slow_create: seconds until a creation is answered; no_list: it cannot list batches."""
+    the first batch; slow_create: seconds until a creation is answered; no_list: it cannot list batches; page: where a proxy's page comes
+    instead (upload, create, poll, content). after: seconds of Retry-After."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()

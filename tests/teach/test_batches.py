@@ -129,6 +129,14 @@ def test_an_endpoint_that_cannot_just_now_ends_nothing(cli, teach, status):  # n
     assert done.returncode == 4 and f"{status}" in done.stderr and "everything is kept, and the same command goes on" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("where", ["upload", "create", "poll", "content"])
+def test_a_page_in_place_of_the_batch_api_is_told_and_loses_nothing(cli, teach, where):  # noqa: F811
+    teacher = teach(5, batches={"page": where})
+    done = cli("distill", "r.yaml", *BATCH)
+    assert done.returncode == 4 and "<html>" in done.stderr and "everything is kept" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert teacher.calls()["batch"] == (where != "upload")
+
+
 def test_a_batch_that_is_gone_at_the_endpoint_is_asked_anew(cli, teach):  # noqa: F811
     teacher = teach(5, batches={"poll_status": 404})
     done = cli("distill", "r.yaml", "--json", *BATCH)

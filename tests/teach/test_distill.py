@@ -145,9 +145,11 @@ def test_a_wrong_key_ends_with_the_first_call_and_stays_secret(cli, teach):
     teacher = teach(50, key="right")
     said = ["--set", "steps.teach.teacher.api_key_env=TEACHER_KEY"]
     done = cli("distill", "r.yaml", *said, TEACHER_KEY="canary-7f3a")
-    assert done.returncode == 4 and "check the key in TEACHER_KEY" in done.stderr
+    assert done.returncode == 4 and "check the key in TEACHER_KEY" in done.stderr and "error: --set:1:33: " in done.stderr
     assert teacher.calls() == {"401": 1}
-    assert result(cli("distill", "r.yaml", "--json", *said, TEACHER_KEY="right"))["rows"] == 50
+    broken = cli("distill", "r.yaml", *said, TEACHER_KEY="canary-\n7f3a")
+    assert broken.returncode == 4 and "TEACHER_KEY holds no key" in broken.stderr and teacher.calls() == {"401": 1}
+    assert result(cli("distill", "r.yaml", "--json", *said, TEACHER_KEY="right\n"))["rows"] == 50
     kept = b"".join(p.read_bytes() for p in (cli.folder / "artifacts").rglob("*") if p.is_file())
     assert b"canary-7f3a" not in kept and "canary-7f3a" not in done.stderr + done.stdout
     unset = cli("distill", "r.yaml", "--set", "steps.teach.teacher.api_key_env=NOT_THERE", "--set", "steps.teach.n=2")
@@ -157,8 +159,53 @@ def test_a_wrong_key_ends_with_the_first_call_and_stays_secret(cli, teach):
 def test_a_bad_request_ends_at_once_with_what_the_endpoint_says(cli, teach):
     teacher = teach(50, _400=1.0)
     done = cli("distill", "r.yaml")
-    assert done.returncode == 2 and "Unsupported parameter" in done.stderr and "limit_key" in done.stderr
+    assert done.returncode == 2 and "Unsupported parameter" in done.stderr and "limit_key" in done.stderr and "error: r.yaml:6:14: " in done.stderr
     assert teacher.calls() == {"400": 1}
+
+
+def test_an_endpoint_that_wants_more_rest_than_there_is_patience_is_left_alone(cli, teach):
+    teacher = teach(50, _429=1.0, after=900)
+    started = time.monotonic()
+    done = cli("distill", "r.yaml")
+    assert done.returncode == 4 and "wants to be left alone for 900 s (429: slow down)" in done.stderr and "execution.patience" in done.stderr
+    assert "error: r.yaml:6:14: " in done.stderr and time.monotonic() - started < 20
+    assert teacher.calls() == {"429": 1}
+
+
+def test_a_server_fault_that_names_a_pause_is_tried_again_after_it(cli, teach):
+    teacher = teach(6, _500=0.5, after=1)
+    assert result(cli("distill", "r.yaml", "--json"))["rows"] == 6
+    last: dict[str, tuple[str, float]] = {}
+    for line in teacher.lines():
+        kind, at = last.get(line["digest"], ("", 0.0))
+        assert kind != "500" or line["at"] - at > 0.95
+        last[line["digest"]] = line["kind"], line["at"]
+    assert teacher.calls()["500"] > 1
+
+
+def test_thinking_and_code_fences_are_no_part_of_a_row(cli, teach):
+    said = {
+        "question 0": "<think>\nHm, <b> or </b>?\n</think>\n\nfour", "question 1": "So it is.\n</think>\n\nfive",
+        "question 2": "Close it with </think> then", "question 3": "<think></think>six",
+    }  # fmt: skip
+    teach(4, script=said)
+    done = cli("distill", "r.yaml", "--json")
+    assert result(done)["rows"] == 4 and "2 answers came with thinking before them" in done.stderr
+    assert [row["messages"][-1]["content"] for row in rows(cli)] == ["four", "five", "Close it with </think> then", "six"]
+    said = {"question 0": "```json\n{\"a\": 1}\n```", "question 1": '<think>x</think>\n{"a": 2}', "question 2": "Here:\n```json\n{\"a\": 3}\n```"}
+    teach(3, script=said)
+    schema = ["--set", 'steps.teach.json_schema={type: object, required: [a]}', "--set", "steps.teach.structured=false"]
+    assert result(cli("distill", "r.yaml", "--json", *schema, "--store", "other"))["dropped"] == {"json_schema": 1}
+    made = (cli.folder / "other/refs/r/teach/train.jsonl").read_text().splitlines()
+    assert [json.loads(row)["messages"][-1]["content"] for row in made] == ['{"a": 1}', '{"a": 2}']
+
+
+def test_answers_that_do_not_fit_name_the_key_that_makes_room(cli, teach):
+    teach(2, script={f"question {i}": "word " * 40 for i in range(2)})
+    done = cli("distill", "r.yaml")
+    assert done.returncode == 1 and "error: r.yaml:7:" in done.stderr and "set a larger `max_tokens`" in done.stderr, done.stderr
+    done = cli("distill", "r.yaml", "--set", "steps.teach.teacher=demo:student", "--set", "steps.teach.max_tokens=4096")
+    assert done.returncode == 1 and "0 of 2 rows" in done.stderr and "set a smaller `max_tokens`" in done.stderr, done.stderr
 
 
 def test_no_teacher_there_is_told_within_seconds(cli, teach):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from slmkit.data.leaks import Asked, Exam
-from slmkit.errors import DataError
+from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.steps.distill import Config
 from slmkit.teach import distill, filters, verify
 from slmkit.teach.job import Made
@@ -56,6 +57,22 @@ def test_verifiers(tmp_path):
     assert names(numeric, [made("It is 1,234.", reference="1234"), made("It is 5", reference="4")]) == [None, "verify"]
     (tmp_path / "v.py").write_text("def verify(messages, answer, reference):\n    return answer == messages[-1]['content'][::-1]\n")
     assert names(built({"verify": "python"}, code=tmp_path / "v.py"), [made("noitseuq a"), made("no")]) == [None, "verify"]
+
+
+def test_a_verifier_that_fails_is_told_with_its_line(tmp_path):
+    file = tmp_path / "v.py"
+    file.write_text("def verify(messages, answer, reference):\n    x = 1\n    return int(answer)\n")
+    with pytest.raises(StepFailed) as e:
+        built({"verify": "python"}, code=file).why(made("four"))
+    assert e.value.render().startswith(f"{file}:3: `verify` raised ValueError") and "the answers are kept" in e.value.render()
+    file.write_text("import lies_near\ndef verify(m, a, r): return True\n")
+    (tmp_path / "lies_near.py").write_text("")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(RecipeError, match="the verifier imports lies_near.py beside it"):
+            built({"verify": "python"}, code=file)
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 def test_copies_and_near_copies():

@@ -171,7 +171,8 @@ def _judges(run: Run, earns: list[rewards.Reward]) -> dict[str, judge.Judge]:
         raise RecipeError([Problem(what, mend="change `batch_size`")])
     if run.world > 1 and any(r.judge.budget for r in asked):
         raise RecipeError([Problem("a judge's `budget` is held by one process, and several train here", mend="write `execution.processes: 1`")])
-    return {r.name: judge.Judge(run.ctx, r.judge, r.name, run.config.seed) for r in asked}
+    places = {r.name: f"grpo.rewards.{i}.judge.teacher" for i, r in enumerate(earns)}
+    return {r.name: judge.Judge(run.ctx, r.judge, r.name, run.config.seed, places[r.name]) for r in asked}
 
 
 def _prompts(run: Run, data: Rows, earns: list[rewards.Reward]) -> pairs.Prompts:

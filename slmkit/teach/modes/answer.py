@@ -40,9 +40,9 @@ def _made(job: Job, prompt, sample: int) -> Made:
         return unmade(job, prompt, sample, why)
     if prompt.tools:
         return tools.row(job, prompt, sample, answer, prompt.tools)
-    asked = job.student(prompt.messages)
-    row = {"messages": [*asked, {"role": "assistant", "content": answer.text}]}
-    return Made(place(job, prompt, sample), row, answer.text, prompt.text, prompt.reference, answer.finish, messages=tuple(asked))
+    asked, (text, more) = job.student(prompt.messages), job.said(answer)
+    row = {"messages": [*asked, {"role": "assistant", "content": text}]}
+    return Made(place(job, prompt, sample), row, text, prompt.text, prompt.reference, answer.finish, messages=tuple(asked), more=more)
 
 
 def majority(rows: list[Made], share: float) -> Made:

@@ -14,7 +14,7 @@ from slmkit.teach import judging, rating
 from slmkit.teach.filters import WHOLE
 from slmkit.teach.job import Job, Made, samples
 from slmkit.teach.judging import Unreadable
-from slmkit.teach.request import Answer, Request
+from slmkit.teach.request import Request
 
 ROWS = "`prompt` with a `chosen` and a `rejected` answer, and their scores"
 
@@ -29,7 +29,7 @@ def stages(job: Job) -> Iterator[Callable]:
         yield lambda trial=trial: _questions(job, trial)
 
 
-def _group(job: Job, prompt) -> tuple[list[Answer], str]:
+def _group(job: Job, prompt) -> tuple[list[str], str]:
     """The answers that are there, whole and different, in the order of their samples; and why some are not."""
     found, why, seen = [], "", set()
     for sample in range(job.config.n):
@@ -38,9 +38,9 @@ def _group(job: Job, prompt) -> tuple[list[Answer], str]:
             why = missing
         elif answer.finish not in WHOLE:
             why = "an answer was cut at max_tokens" if answer.finish == "length" else f"an answer ended with `{answer.finish}`"
-        elif answer.text.strip() and (mark := sides.normal(answer.text)) not in seen:
+        elif (text := job.said(answer)[0]).strip() and (mark := sides.normal(text)) not in seen:
             seen.add(mark)
-            found.append(answer)
+            found.append(text)
     return found, why
 
 
@@ -52,17 +52,16 @@ def _questions(job: Job, trial: int) -> Iterator[Request]:
                 yield _question(job, prompt, answers, number, trial)[0]
 
 
-def _question(job: Job, prompt, answers: list[Answer], number: int, trial: int) -> tuple[Request, list[int]]:
+def _question(job: Job, prompt, answers: list[str], number: int, trial: int) -> tuple[Request, list[int]]:
     """(the request, the order in which it shows the answers)."""
     order = judging.shuffled(len(answers), job.config.seed or 0, trial, prompt.text, number=number)
     asked = job.student(prompt.messages)
     known = job.known(prompt) | {"messages": [m | {"content": m.get("content") or ""} for m in asked]}
-    texts = [a.text for a in answers]
-    messages = judging.ask_scores(job.judge_template, prompt.place, known, texts, order, job.config.judge.rubric, rating.scale(job))
+    messages = judging.ask_scores(job.judge_template, prompt.place, known, answers, order, job.config.judge.rubric, rating.scale(job))
     return rating.request(job, messages, number + trial * job.config.preference.orders), order
 
 
-def _scores(job: Job, prompt, answers: list[Answer], number: int, trials: int) -> tuple[list[float], str | None]:
+def _scores(job: Job, prompt, answers: list[str], number: int, trials: int) -> tuple[list[float], str | None]:
     """(the scores of one order, why there are none)."""
     why: str | None = "not asked"
     for trial in range(trials):
@@ -97,7 +96,7 @@ def _made(job: Job, prompt) -> Made:
     best, worst = max(scores), min(scores)
     if best == worst or best - worst < said.margin:
         return Made(prompt.place, why=f"a tie: the best leads the worst by {best - worst:g}", by="verdict", **base)
-    chosen, rejected = (answers[scores.index(s)].text for s in (best, worst))
+    chosen, rejected = (answers[scores.index(s)] for s in (best, worst))
     row = {
         "prompt": asked, "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}],
         "score_chosen": float(best), "score_rejected": float(worst),

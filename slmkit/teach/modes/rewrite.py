@@ -39,7 +39,8 @@ def _made(job: Job, prompt, sample: int) -> Made:
     answer, why = job.found(request)
     if answer is None:
         return unmade(job, prompt, sample, why)
-    asked, text = job.student(prompt.messages), answer.text.strip()
+    asked, (text, more) = job.student(prompt.messages), job.said(answer)
+    text = text.strip()
     old = prompt.reference if said.what == "answer" else prompt.text
     reply = text if said.what == "answer" else prompt.reference
     question = prompt.text
@@ -49,4 +50,4 @@ def _made(job: Job, prompt, sample: int) -> Made:
     row = {"messages": [*asked, {"role": "assistant", "content": reply}]} | ({"original": old} if said.keep else {})
     same = said.what == "prompt" and sides.normal(text) == sides.normal(old)
     why, by = ("the prompt is still the same", "novelty") if same else (None, "answered")
-    return Made(place(job, prompt, sample), row, text, question, prompt.reference, answer.finish, why, tuple(asked), {"judged": reply}, by)
+    return Made(place(job, prompt, sample), row, text, question, prompt.reference, answer.finish, why, tuple(asked), {"judged": reply} | more, by)
