@@ -85,12 +85,8 @@ def _columns(record: dict) -> dict:
     return {"messages": ({"role": "user", "content": user}, {"role": "assistant", "content": answer}), "tools": _tools(record)}
 
 
-def _alpaca_prompt(record: dict) -> list[dict]:
-    """system, history, then instruction and input on a line of its own, as LLaMA-Factory joins them."""
-    parts = [text(record[k], f"`{k}`") for k in ("instruction", "input") if has(record, k) and record[k]]
-    need(record, "instruction", "alpaca")
-    if not any(p.strip() for p in parts):
-        raise Bad("`instruction` is empty")
+def earlier(record: dict) -> list[dict]:
+    """The turns of an alpaca row's `history`."""
     found: list[dict] = []
     history = conversation.listed(record.get("history"), "history") or []
     if not isinstance(history, list):
@@ -100,7 +96,16 @@ def _alpaca_prompt(record: dict) -> list[dict]:
             raise Bad(f"history[{i}] should be a pair [user, assistant], this is {kind(turn)}")
         roles = zip(("user", "assistant"), turn, strict=True)
         found += [{"role": role, "content": text(words, f"history[{i}]")} for role, words in roles]
-    return opened([*found, {"role": "user", "content": "\n".join(parts)}], record.get("system"), "history")
+    return found
+
+
+def _alpaca_prompt(record: dict) -> list[dict]:
+    """system, history, then instruction and input on a line of its own, as LLaMA-Factory joins them."""
+    parts = [text(record[k], f"`{k}`") for k in ("instruction", "input") if has(record, k) and record[k]]
+    need(record, "instruction", "alpaca")
+    if not any(p.strip() for p in parts):
+        raise Bad("`instruction` is empty")
+    return opened([*earlier(record), {"role": "user", "content": "\n".join(parts)}], record.get("system"), "history")
 
 
 def _alpaca(record: dict) -> dict:

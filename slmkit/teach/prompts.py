@@ -1,7 +1,7 @@
 """Prompts without answers, from files of any container: what a teacher is asked about, with the row's own answer where it has one.
 
-A row is `messages` (an assistant's turn at the end is its own answer), `prompt` (+ `completion`), `instruction` (+ `input`, `output`),
-`conversations`, or `text`; a mapping names other columns. All its fields stay at hand for templates.
+A row is `messages` (an assistant's turn at the end is its own answer), `prompt` (+ `completion`), `instruction` (+ `input`, `output`,
+`history`), `conversations`, or `text`; a mapping names other columns. All its fields stay at hand for templates.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _read(row: dict) -> tuple[list[dict], str | None]:
     if "instruction" in row and row.get("input"):
         asked += "\n\n" + read_text(row["input"], "`input`")
     own = next((row[k] for k in OWN if isinstance(row.get(k), str) and row[k]), None)
-    return [{"role": "user", "content": asked}], own
+    return [*(formats.earlier(row) if "instruction" in row else ()), {"role": "user", "content": asked}], own
 
 
 def _tools(fields: dict, columns: Columns) -> list[dict]:

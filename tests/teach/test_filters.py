@@ -132,6 +132,12 @@ def test_a_rows_own_system_field_is_asked_with_it(tmp_path):
         Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),)).check()
 
 
+def test_earlier_turns_of_an_alpaca_row_are_asked_with_it(tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"instruction": "And Monday?", "output": "Yes.", "history": [["Open on Sunday?", "No."]]}) + "\n")
+    (one,) = Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),))
+    assert [m["content"] for m in one.messages] == ["Open on Sunday?", "No.", "And Monday?"] and one.reference == "Yes." and one.text == "And Monday?"
+
+
 def test_personal_data_also_in_rejected_answers_and_reasoning():
     mail = "write to marie.dupont@sorbonne.fr"
     said = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "a"), ("rejected", mail))}
