@@ -132,7 +132,7 @@ def _talk(task: Task, row: dict) -> tuple[list[dict], list[dict]]:
         raise Bad(f"`{task.messages}` does not end with an answer; name its column in `answer`")
     if task.answer is not None and talk[-1]["role"] == "assistant":
         raise Bad(f"`{task.messages}` ends with an answer, and `answer` names another; leave one out")
-    return talk, conversation.tools(row["tools"]) if row.get("tools") else []
+    return conversation.opened(talk, row.get("system"), task.messages), conversation.tools(row["tools"]) if row.get("tools") else []
 
 
 def _choices(task: Task, row: dict) -> tuple[str, ...] | None:

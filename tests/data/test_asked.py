@@ -125,6 +125,9 @@ def test_a_conversation_is_asked_whole_with_its_tools(tmp_path):
     (q,) = asked.questions(task(file, user=None, answer=None, messages="messages", metric="tool_call"))
     assert q.user is None and q.messages == (talk[0],) and q.tools[0]["function"]["name"] == "pay"
     assert json.loads(q.answer) == {"name": "pay", "arguments": {"sum": 5}}
+    file = rows(tmp_path / "s.jsonl", [{"system": "Be brief.", "messages": talk, "tools": tools}])
+    (q,) = asked.questions(task(file, user=None, answer=None, messages="messages", metric="tool_call"))
+    assert q.messages == ({"role": "system", "content": "Be brief."}, talk[0])
 
 
 def test_the_task_that_is_written_holds_its_data_metrics_and_settings(tmp_path):
