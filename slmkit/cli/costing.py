@@ -19,9 +19,9 @@ def find(store: Path, ref: str, step: str | None) -> tuple[Named, dict[str, Any]
             raise UsageError(f"{ref} is no recipe, so it has no step `{step}`", mend="slmkit cost RECIPE.yaml [STEP], or slmkit cost REF")
         named = evals.find(store, ref)
         return named, named.artifact.manifest["result"].get("cost") or {}
-    from slmkit.cli import verbs
+    from slmkit.cli.given import load_and_plan
 
-    made, home, _ = verbs.load_and_plan(ref, "eval", step, None, None, store, None)
+    made, home, _ = load_and_plan(ref, "eval", step, None, None, store, None)
     row = next(r for r in made.rows if r.name == made.target)
     artifact = home.find(row.kind.name, row.fingerprint)
     if artifact is None or row.action != "cached":

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from slmkit.cli import out
-from slmkit.cli.verbs import STORE, FromOpt, JsonOpt, LockedOpt, RecipeArg, SetOpt, StepOpt, StoreOpt, load_and_plan, one_step, quiet_libraries
+from slmkit.cli.given import load_and_plan
+from slmkit.cli.verbs import STORE, FromOpt, JsonOpt, LockedOpt, RecipeArg, SetOpt, StepOpt, StoreOpt, one_step, quiet_libraries
 from slmkit.errors import CannotRun, CheckFailed, StoreError, UsageError
 
 HtmlOpt = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else, and print its path.")]

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from slmkit.cli import out
-from slmkit.cli.verbs import STORE, JsonOpt, LockedOpt, StoreOpt, model_given, quiet_libraries
+from slmkit.cli.given import model_given
+from slmkit.cli.verbs import STORE, JsonOpt, LockedOpt, StoreOpt, quiet_libraries
 from slmkit.errors import CannotRun, UsageError
 
 ModelArg = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from slmkit.cli.given import load_and_plan
 from slmkit.cli.out import Stdout, Terminal
 
 
@@ -18,7 +19,7 @@ def build_and_show(verbs, recipe: Path, store: Path, json: bool, quiet: bool) ->
 
     stdout, started = Stdout(), time.monotonic()
     verbs.quiet_libraries()
-    made, home, _lock = verbs.load_and_plan(str(recipe), None, None, None, None, store, True)
+    made, home, _lock = load_and_plan(str(recipe), None, None, None, None, store, True)
     screen = Terminal(quiet)
     engine = Engine(made, home, screen, argv=tuple(sys.argv))
     failed = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from slmkit import engine, inputs
 from slmkit.artifact.manifest import Artifact
 from slmkit.artifact.store import Store
-from slmkit.cli.verbs import load_and_plan
+from slmkit.cli.given import load_and_plan
 from slmkit.rebuild import recorded, written
 from slmkit.steps._teacher import Budget
 
