@@ -194,7 +194,7 @@ class Engine:
         if isinstance(error, RecipeError):
             error.problems = [p if p.file or row.mark is None else _placed(row.mark, p) for p in error.problems]
         elif isinstance(error, SlmkitError) and error.key and row.mark is not None:
-            error.where = error.where or row.mark.at(located.path(error.key)).place
+            error.where = error.where or row.mark.at(located.path(error.key)).place(f"--{error.key}")
         foreseen = error if isinstance(error, SlmkitError) or stopped else explain_os_error(error, self.store.root)
         log = attempt / "stderr.log"
         if foreseen is None:

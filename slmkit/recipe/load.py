@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from slmkit.errors import Problem, RecipeError, UsageError
 from slmkit.recipe import explain, overrides, secrets, standing, witnesses
-from slmkit.recipe.located import Document, Where, parse, read
+from slmkit.recipe.located import COMMAND_LINE, Document, Where, parse, read
 from slmkit.recipe.model import InputSpec, Recipe, StepSpec
 from slmkit.sources import Source, type_of
 from slmkit.sources import parse as parse_source
@@ -37,7 +37,7 @@ def load(
     that step. raw: the recipe's text, where there is no file; paths in it are relative to the folder of `path`.
     Raises RecipeError with every problem found, or UsageError when `pick` chooses no step or several.
     """
-    doc = parse(raw, "command line") if raw is not None else parse(raw := read(path), str(path))
+    doc = parse(raw, COMMAND_LINE) if raw is not None else parse(raw := read(path), str(path))
     sets, froms = list(sets), list(froms)
     for text in sets:
         overrides.apply_set(doc, text)

@@ -23,6 +23,7 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL = {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 _CORE_TAGS = {"!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+COMMAND_LINE = "command line"  # the file of a recipe that was made of flags
 Where = tuple  # a path of keys and indices into the document
 
 
@@ -41,10 +42,9 @@ class Mark:
         """The place of one of a step's keys, or of the nearest above it that stands in the text."""
         return self.below(keys) if self.below else self
 
-    @property
-    def place(self) -> str:
-        """FILE:LINE:COLUMN."""
-        return f"{self.file}:{self.line}:{self.column}"
+    def place(self, flag: str) -> str:
+        """FILE:LINE:COLUMN. flag: what to say where there is no file."""
+        return flag if self.file == COMMAND_LINE else f"{self.file}:{self.line}:{self.column}"
 
     def problem(self, what: str, mend: str | None = None) -> Problem:
         return Problem(what, self.file, self.line, self.column, self.source, self.width, mend)

@@ -214,6 +214,8 @@ def test_no_teacher_there_is_told_within_seconds(cli, teach):
     done = cli("distill", "r.yaml")
     assert done.returncode == 4 and "cannot connect" in done.stderr
     assert time.monotonic() - started < 15
+    done = cli("distill", "prompts.jsonl", "--teacher.model", "t", "--teacher.base_url", "http://127.0.0.1:1/v1")
+    assert done.returncode == 4 and "error: --teacher.base_url: http://127.0.0.1:1/v1: cannot connect" in done.stderr
 
 
 def test_a_server_that_is_no_such_endpoint_is_told_after_a_few_answers(cli, teach):
