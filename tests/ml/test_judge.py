@@ -181,19 +181,19 @@ steps:
 
 
 def test_plan_says_what_a_judge_may_be_asked(cli):
-    """80 groups, a tenth of them twice, each verdict at most twice; at least 4 x 16 tokens of answers and at most 100 of a verdict each."""
+    """80 groups, a tenth of them twice, each verdict at most twice; 4 x 16 tokens of answers and 100 of a verdict each, at most."""
     (cli.folder / "rows.jsonl").write_text('{"prompt": "please say it", "completion": "it"}\n' * 20)
     cli.write("r.yaml", PLANNED)
     home = cli.folder / "artifacts"
 
-    def planned(more: str = "") -> dict:
-        cli.write("r.yaml", PLANNED.replace("max_tokens: 100", f"max_tokens: 100{more}"))
+    def planned(more: str = "", answers: int = 16) -> dict:
+        cli.write("r.yaml", PLANNED.replace("max_tokens: 100", f"max_tokens: 100{more}").replace("tokens: 16", f"tokens: {answers}"))
         return load_and_plan(cli.folder / "r.yaml", None, None, [], [], home, False)[0].rows[0].estimate
 
     said = planned()
     assert (said["steps"], said["verdicts"], said["verdicts_at_most"]) == (10, 88, 240) and "beyond" not in said
     most = said["verdict_tokens_at_most"]
-    assert 240 * (64 + 100) < most < 240 * (64 + 100 + 500)
+    assert 240 * (64 + 100 + 150) < most < 240 * (64 + 100 + 400) and planned(answers=20)["verdict_tokens_at_most"] == most + 240 * 4 * 4
     usd = float(said["verdict_cost"].removeprefix("at most ~").removesuffix(" USD for verdicts"))
     assert usd == pytest.approx((most - 24000) / 1e6 + 24000 * 10 / 1e6, rel=0.02)
     tried = {"requests: 240": None, "requests: 239": "perhaps more than the judge's budget of 239 requests", "requests: 80": "more than the judge's",

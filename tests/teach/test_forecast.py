@@ -117,8 +117,8 @@ def test_an_altered_ledger_is_told(cli, teach):  # noqa: F811
 def test_what_cannot_even_be_asked_is_told(cli, teach):  # noqa: F811
     teach(2, PRICED)
     assert "it will fail: Out of range float" in planned(cli, "--set", "steps.teach.teacher.extra={x: .nan}")["refused"]
-    (cli.folder / "prompts.jsonl").write_text("{]")
-    assert planned(cli) == {}, "of broken rows the step speaks itself, before it asks anything"
+    (cli.folder / "own.jinja").write_text("{{ row.absent }}")
+    assert planned(cli, "--set", "steps.teach.template=own.jinja") == {}, "of what does not fit the step speaks itself, before it asks anything"
 
 
 def test_verdicts_that_come_after_are_told_by_plan_and_by_the_budget(school):  # noqa: F811
