@@ -186,7 +186,9 @@ class _Planner:
         said = _named(row.name, estimate(row.config, row.execution, self._sizes(row.inputs))) if estimate else {}
         if forecast is None or row.action in ("cached", "blocked"):
             return said
-        return said | forecast(row.config, row.execution, inputs.by_role(row.kind, [inputs.seen(i) for i in row.inputs]), self.store.ledgers)
+        given = inputs.by_role(row.kind, [inputs.seen(i) for i in row.inputs])
+        state = self.store.work(row.kind.name, row.fingerprint) / "state"
+        return said | forecast(row.config, row.execution, given, self.store.ledgers, state)
 
     def _sizes(self, planned: tuple[Planned, ...]) -> dict[str, tuple[Size, ...]]:
         """What is known of each role's inputs; of a step not built yet, the weights that it will start from."""

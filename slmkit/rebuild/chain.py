@@ -146,9 +146,10 @@ def _not_asking(link: Link, place: Store) -> None:
     forecast, row = link.row.kind.hook("forecast"), link.row
     if forecast is None or not recorded.asks(row.config):
         return
-    said = forecast(row.config, row.execution, inputs.by_role(row.kind, [inputs.seen(i) for i in row.inputs]), place.ledgers)
-    if said.get("calls"):
-        raise _unanswered(link, f"{said['calls']} of {said['calls'] + said.get('answers_known', 0)} answers")
+    state = place.work(row.kind.name, row.fingerprint) / "state"
+    said = forecast(row.config, row.execution, inputs.by_role(row.kind, [inputs.seen(i) for i in row.inputs]), place.ledgers, state)
+    if missing := said.get("calls", 0) + said.get("in_batches_under_way", 0):
+        raise _unanswered(link, f"{missing} of {missing + said.get('answers_known', 0)} answers")
 
 
 def _unanswered(link: Link, which: str) -> CannotRun:

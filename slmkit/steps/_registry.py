@@ -56,7 +56,8 @@ class Kind:
         `refuse(config, inputs' sizes) -> list[Problem]` (what cannot be done to these inputs, told by their headers),
         `unmet(config, result) -> list[str]` (bounds asked for now that an artifact made earlier is outside of),
         `expand(body, folder) -> (dict, faults)` (what a step's text stands for, before it is validated),
-        `forecast(config, execution, inputs, ledgers) -> dict` (what a teacher will be asked, less what its ledger holds)."""
+        `forecast(config, execution, inputs, ledgers, state) -> dict` (what a teacher will be asked, less what its ledger holds; of its budget,
+        less what attempts that left their state spent)."""
         return getattr(self.module, name, None)
 
 

@@ -273,11 +273,11 @@ def blocked(config: Config, execution: Execution) -> str | None:
     return None
 
 
-def forecast(config: Config, execution: Execution, inputs: dict, ledgers: Path) -> dict[str, int | str]:
+def forecast(config: Config, execution: Execution, inputs: dict, ledgers: Path, state: Path) -> dict[str, int | str]:
     """Calls, tokens and money that are still to be spent, for `plan`."""
     from slmkit.teach import forecast
 
-    return forecast.calls(config, execution, inputs, ledgers)
+    return forecast.calls(config, execution, inputs, ledgers, state)
 
 
 def run(ctx: Context, config: Config) -> Result:

@@ -295,9 +295,16 @@ def blocked(config: Config, execution: Execution) -> str | None:
 
 
 def estimate(config: Config, execution: Execution, sizes: dict) -> dict[str, int | str]:
-    """Steps, tokens, memory at the peak, disk, time; what cannot be known is left out."""
+    """Steps, tokens, memory at the peak, disk, time, what judges will be asked; what cannot be known is left out."""
     teacher = sum(size.bytes or 0 for size in sizes.get("teacher") or ())
-    return _forecast.training(config, execution, sizes["model"][0], _lengths(config, sizes), teacher)
+    about = _lengths(config, sizes)
+    said = _forecast.training(config, execution, sizes["model"][0], about, teacher)
+    steps = said.get("steps") or config.max_steps
+    if steps is None or config.grpo is None or not any(r.judge for r in config.grpo.rewards):
+        return said
+    from slmkit.teach import verdicts
+
+    return said | verdicts.asked(config.grpo, steps * config.batch_size, about.mean if about else config.max_length)
 
 
 def _lengths(config: Config, sizes: dict) -> _estimate.Lengths | None:

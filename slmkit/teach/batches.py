@@ -64,7 +64,7 @@ def carry_beside(
 
 def folder_of(desk: Desk) -> Path:
     """Where the batches of a teacher are."""
-    return desk.ledger.path.with_suffix(".batches")
+    return underway.folder_of(desk.ledger.path)
 
 
 class _Batches:

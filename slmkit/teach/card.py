@@ -1,11 +1,12 @@
-"""The dataset's card: what it holds, who wrote it, at what cost, under which terms; and where `load_dataset` finds its splits."""
+"""The dataset's card: what it holds, who wrote it, asked what, at what cost, under which terms; and where `load_dataset` finds its splits."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
-from slmkit.steps._step import Card, Context
+from slmkit.steps._step import Card, Context, Given
 from slmkit.steps._teacher import Teacher
 from slmkit.teach.dataset import DROPPED, TRAIN, VALIDATION, Written
 from slmkit.teach.templates import Template
@@ -14,7 +15,7 @@ from slmkit.teach.templates import Template
 def card(
     ctx: Context, config: Any, model: str, told: tuple[Template | None, ...], what: str, values: dict, written: Written
 ) -> Card:  # fmt: skip
-    """told: the templates that were used. what: the rows, in words."""
+    """told: the templates that were used: for what is asked, for judging. what: the rows, in words."""
     files = [{"split": "train", "path": TRAIN}, *([{"split": "validation", "path": VALIDATION}] if written.held_out else [])]
     apart = {split: count for split, count in written.also.items() if split not in ("train", "validation")}
     files += [{"split": split, "path": f"{split}.jsonl"} for split in apart]
@@ -35,8 +36,13 @@ def card(
     lines += [f"| dropped: {name} | {count} |" for name, count in values["dropped"].items()]
     lines += ["", f"What was dropped is in `{DROPPED}`, with the reason.", ""]
     cost = f"{values['tokens']} tokens" + (f", {values['usd']} USD at the prices in the recipe" if "usd" in values else "; no prices were given")
-    lines += [f"Cost of the answers that this step asked for ({values['answered']}; {values['from_ledger']} were known already): {cost}."]
-    lines += [f"The endpoint called itself {observed}." if observed else "", f"Instructions: sha256 {_hash(config, told)}.", ""]
+    unanswered = values["requests"] - values["answered"] - values["from_ledger"]
+    none = f", {unanswered} got no answer" if unanswered else ""
+    lines += [
+        f"{values['answered']} of the requests were answered for this dataset, {values['from_ledger']} were answered before{none}. "
+        f"What the step paid, by all its attempts: {cost}.",
+    ]  # fmt: skip
+    lines += [f"The endpoint called itself {observed}." if observed else "", "", *_asked(ctx, config, told), ""]
     lines += [
         "**Determinism: none.** A teacher may answer the same request otherwise tomorrow. The answers themselves are kept in the store's ledger, "
         "and from it this dataset is built again, byte for byte.",
@@ -48,7 +54,30 @@ def card(
     return Card(metadata, "\n".join(lines))
 
 
-def _hash(config: Any, told: tuple[Template | None, ...]) -> str:
-    """Of the instructions that the teacher got beside the prompts."""
-    text = "\0".join([config.system or "", *(t.text if t else "" for t in told)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _asked(ctx: Context, config: Any, told: tuple[Template | None, ...]) -> list[str]:
+    """What the teacher was asked with, each with its hash: the files of prompts, and what was said beside them."""
+    given, (asked, judging) = ctx.inputs, told
+    rows = [(f"prompts `{_name(one)}`", _digest(one)) for one in given.get("prompts") or ()]
+    rows += [("system message", _sha256(config.system))] if config.system is not None else []
+    for what, template, own in (("template", asked, given.get("template")), ("judge's template", judging, given.get("judge_template"))):
+        rows += [(f"{what} `{template.name}`{'' if own else ' of slmkit'}", _digest(own) if own else _sha256(template.text))] if template else []
+    rows += [(f"functions `{_name(one)}`", _digest(one))] if (one := given.get("tools")) else []
+    plain = asked is None and config.system is None
+    lines = ["Prompts went to the teacher as they are, with no system message and no template of the recipe's.", ""] if plain else []
+    return lines + ["| asked with | sha256 |", "|---|---|", *(f"| {what} | {digest} |" for what, digest in rows)]
+
+
+def _name(given: Given) -> str:
+    """Without the folder, which says nothing elsewhere."""
+    return Path(given.uri).name if given.uri.startswith("/") else given.uri
+
+
+def _digest(given: Given) -> str:
+    """Of a file what `sha256sum` says, of several what slmkit has for all of them together; a hub's data are told by their commit."""
+    if not given.digest:
+        return f"commit `{given.revision}`"
+    return f"`{given.digest}`{'' if Path(given.path).is_file() and not given.files else ' (of all its files)'}"
+
+
+def _sha256(text: str) -> str:
+    return f"`{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}`"

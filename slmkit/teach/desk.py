@@ -21,8 +21,10 @@ from slmkit.teach.request import Answer, Request
 class Desk:
     """ledger, budget: shared by all requests of a run. gave_up: key → why, of requests that got no answer this time.
 
-    told: called after each answer with (kept so far, tokens of it). hits: requests that the ledger held already.
+    told: called after each answer with (kept so far, tokens of it). hits: requests that the ledger held already. kept: those that were answered.
+    counted: which requests are in either, so that one that comes up again, in a later stage say, counts once.
     owed: requests that an earlier run sent; one whose answer has come is counted when it comes up among this run's.
+    after: what the requests of this stage are followed by, for the error that says how much is left.
     """
 
     ledger: Ledger
@@ -36,6 +38,8 @@ class Desk:
     owed: set[str] = field(default_factory=set)
     observed: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    counted: set[int] = field(default_factory=set)
+    after: str = ""
 
     def unanswered(self, requests: Iterator[Request]) -> Iterator[Request | None]:
         """Those that must be asked, each once. None: nothing new among many, so that an event loop gets its turn."""
@@ -51,19 +55,25 @@ class Desk:
         """Does the ledger hold the answer? Counted as a hit, or as answered where it came of this run's own batch."""
         if request not in self.ledger:
             return False
-        if request.key in self.owed:
-            self.owed.discard(request.key)
-            self.kept += 1
-        else:
-            self.hits += 1
+        owed = request.key in self.owed
+        self.owed.discard(request.key)
+        self._count(request, owed)
         return True
+
+    def _count(self, request: Request, answered: bool) -> None:
+        """Each request once, as answered or as a hit."""
+        if (mark := int(request.key[:15], 16)) in self.counted:  # 60 bits: a third of the memory that the key takes
+            return
+        self.counted.add(mark)
+        self.gave_up.pop(request.key, None)
+        self.kept, self.hits = self.kept + answered, self.hits + (not answered)
 
     def come_meanwhile(self, request: Request) -> bool:
         """Has another process brought the answer since?"""
         self.ledger.refresh()
         if request not in self.ledger:
             return False
-        self.hits += 1
+        self._count(request, False)
         self.asked.discard(request.key)
         return True
 
@@ -89,7 +99,8 @@ class Desk:
         self.ledger.add(request, answer, usd)
         self.budget.settle(held, answer.usage)
         self.asked.discard(request.key)
-        self.kept += request.key not in self.owed
+        if request.key not in self.owed:
+            self._count(request, True)
         self.observed[" ".join(str(v) for v in answer.observed.values()) or "unnamed"] += 1
         self.told(self.kept, answer.usage["input"] + answer.usage["output"])
 
@@ -131,8 +142,10 @@ def over_budget(desk: Desk, held: Held, rest: Iterator[Request | None]) -> OverB
     if desk.budget.prices:
         cost += f", {left * (spent.usd / spent.requests if spent.requests else held.usd):.4f} USD"
     done = desk.hits + desk.kept
+    after = f"; {desk.after} come after them" if desk.after else ""
+    cost += ", without what comes after" if desk.after else ""
     return OverBudget(
-        f"the budget ({desk.budget.limit_told()}) is reached: {done} of {done + left + len(desk.gave_up)} requests are answered, with {told}",
+        f"the budget ({desk.budget.limit_told()}) is reached: {done} of {done + left + len(desk.gave_up)} requests are answered, with {told}{after}",
         mend=f"all answers are kept; the other {left} would take {cost}: raise `budget` and run the same command again",
     )
 

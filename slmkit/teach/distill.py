@@ -12,7 +12,7 @@ from typing import Any
 from slmkit.data import leaks, questions
 from slmkit.data.read import shown
 from slmkit.steps._step import Context, Given, Result
-from slmkit.teach import batches, calls, dataset, filters, hosted, ledger, templates, toolcalls, verify
+from slmkit.teach import batches, calls, dataset, filters, hosted, judging, ledger, templates, toolcalls, verify
 from slmkit.teach.budget import Budget, Limits, Prices
 from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
@@ -22,6 +22,7 @@ from slmkit.teach.job import Job
 from slmkit.teach.prompts import Prompt, Prompts
 from slmkit.teach.request import Request
 
+ACCOUNT = "account"  # a file in the step's state
 OWN_TEMPLATE = ("generate", "rationale", "rewrite", "judge")
 """Modes whose prompts need words around them; to the others messages go as they are."""
 
@@ -35,7 +36,8 @@ def run(ctx: Context, config: Any) -> Result:
     try:
         job = job_of(config, ctx.inputs, model, prompts, desk, exams, check)
         started = time.monotonic()
-        for stage in mode.stages(job):
+        for number, stage in enumerate(mode.stages(job)):
+            desk.after = _after(config, prompts, number)
             _carry(ctx, config, desk, stage, _most(config, prompts))
         book.sync()
         seconds = time.monotonic() - started
@@ -49,10 +51,23 @@ def run(ctx: Context, config: Any) -> Result:
         book.close()
 
 
+def _first(config: Any, prompts: Prompts | None) -> int:
+    """How many requests the first stage has, at most."""
+    return -(-config.generate.count // config.generate.per_request) if config.generate else prompts.count * config.n
+
+
 def _most(config: Any, prompts: Prompts | None) -> int:
     """About how many answers it takes, for the progress bar: further rounds and second trials are seen when they come."""
-    first = -(-config.generate.count // config.generate.per_request) if config.generate else prompts.count * config.n
+    first = _first(config, prompts)
     return first + verdicts(config, first)
+
+
+def _after(config: Any, prompts: Prompts | None, number: int) -> str:
+    """What follows the requests of a stage: a round is a stage of answers and, where they are judged, one of verdicts for each trial."""
+    most = verdicts(config, _first(config, prompts))
+    if not most or number % (1 + judging.TRIALS):
+        return ""
+    return f"up to {most} verdicts" if number == 0 else "verdicts"
 
 
 def verdicts(config: Any, first: int) -> int:
@@ -69,7 +84,7 @@ def verdicts(config: Any, first: int) -> int:
 def open_desk(ctx: Context, config: Any) -> tuple[Desk, str, ledger.Ledger]:
     """The desk of this step: its teacher's ledger, and the budget less what earlier attempts spent. Also the model's name for requests."""
     model, file = book_of(config, ctx.inputs.get("teacher"), ctx.ledgers)
-    book = ledger.Ledger(file, ledger.account(ctx.state / "account"))
+    book = ledger.Ledger(file, ledger.account(ctx.state / ACCOUNT))
     return Desk(book, budget_of(config, ctx.execution, book.spent)), model, book
 
 

@@ -44,11 +44,17 @@ def file_of(folder: Path, teacher: str) -> Path:
     return folder / f"{name}-{hashlib.sha256(teacher.encode()).hexdigest()[:12]}.jsonl"
 
 
+def account_in(file: Path) -> str | None:
+    """Under which name a step pays; None before its first attempt, or of half a name from a kill, under which nothing was sent."""
+    name = file.read_text() if file.is_file() else ""
+    return name if len(name) == 16 else None
+
+
 def account(file: Path) -> str:
-    """The name under which a step pays, kept in its state; a new one where there is none or half of one (a kill), under which nothing was sent."""
-    if not file.exists() or len(file.read_text()) != 16:
-        file.write_text(secrets.token_hex(8))
-    return file.read_text()
+    """The name under which a step pays, kept in its state; a new one for the first attempt."""
+    if (name := account_in(file)) is None:
+        file.write_text(name := secrets.token_hex(8))
+    return name
 
 
 @dataclass

@@ -54,6 +54,11 @@ class Batch:
         os.replace(partial, self.note)
         return after
 
+    @property
+    def sent(self) -> bool:
+        """Was it handed in, as far as is known here? What was uploaded may have been: the endpoint's list tells."""
+        return bool(self.id or self.upload)
+
     def requests(self) -> Iterator[tuple[Request, int]]:
         """Each with the number of batches that it was in before. A torn last line was never sent."""
         for line in self.lines.read_bytes().splitlines(keepends=True):
@@ -84,6 +89,11 @@ class Batch:
         self.note.unlink(missing_ok=True)  # first: requests without a note are none that were sent
         self.lines.unlink(missing_ok=True)
         self.lock.close()
+
+
+def folder_of(ledger: Path) -> Path:
+    """Where the batches of a ledger's teacher are."""
+    return ledger.with_suffix(".batches")
 
 
 def fresh(folder: Path, account: str) -> Batch:

@@ -9,12 +9,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slmkit.cli.verbs import load_and_plan
 from slmkit.data import rows
 from slmkit.errors import CannotRun
 from slmkit.ml import answers, judge, models, pairs
 from slmkit.steps import train as step
 from slmkit.steps._objectives import Judge
 from slmkit.steps._step import Context
+from slmkit.teach import verdicts
 from slmkit.teach.desk import OverBudget
 from tests.ml.test_objectives import QUICK, Tried, data
 from tests.support import judges, teacher
@@ -87,6 +89,7 @@ def test_a_group_without_a_verdict_is_dropped_and_teaches_nothing(tmp_path, serv
     running = serve("garbled")
     found, counts = asked(tmp_path, running.url).scores([group(*TEXTS)])
     assert len(set(found[0])) == 1 and counts["dropped"] == counts["retried"] == 1 and running.calls() == {"ok": 2}
+    assert verdicts.asked(step.Grpo(rewards=[{"judge": block(running.url)}]), 1, 9)["verdicts_at_most"] == 2, "plan counts on it"
 
 
 @pytest.mark.parametrize(("rule", "consistent", "earned"), [("fair", 1.0, [0.0, 0.5, 1.0, 0.75]), ("likes_the_first", 0.0, [0.75] * 4)])
@@ -134,6 +137,10 @@ def test_training_with_a_judge_says_what_it_cost_and_pays_once(tmp_path, tiny, s
     assert 0 < values["judge_twice"] < 12 and values["judge_consistency"] == 1 and 0 < values["reward_of_judge"] <= 1
     assert values["judge_requests"] == calls and values["judge_tokens"] > 0 and values["judge_usd"] > 0
     assert one.result.determinism == "none"
+    said = verdicts.asked(step.Grpo(**grpo), 12, 40)
+    assert said["verdicts"] == 18 and values["judge_judged"] + values["judge_twice"] <= said["verdicts_at_most"] == 36
+    assert calls <= 36 and values["judge_tokens"] < said["verdict_tokens_at_most"]
+    assert values["judge_usd"] < float(said["verdict_cost"].removeprefix("at most ~").removesuffix(" USD for verdicts"))
     (tmp_path / "b/ledgers").symlink_to(tmp_path / "a/ledgers")
     two = Tried(tmp_path / "b", tiny, "grpo", given_rows=bare(20), grpo=grpo, max_steps=3)
     assert two.bytes == one.bytes and running.calls()["ok"] == calls and two.values["judge_requests"] == 0
@@ -163,6 +170,38 @@ def test_a_judge_who_errs_in_every_fifth_reply_still_teaches(tmp_path, tiny, ser
 def test_what_a_judge_cannot_be_told(more, told):
     with pytest.raises(ValidationError, match=told):
         step.Config(**QUICK | {"objective": "grpo", "grpo": {"rewards": [{"judge": block("http://x/v1", **more)}]}})
+
+
+PLANNED = """
+recipe: r
+steps:
+  sft: {kind: train, model: "demo:student", data: rows.jsonl, objective: grpo, max_steps: 10, batch_size: 8, grpo: {
+    generations: 4, max_new_tokens: 16, rewards: [{judge: {rubric: short, teacher: {model: t}, max_tokens: 100, prices: {input: 1, output: 10}}}]}}
+"""
+
+
+def test_plan_says_what_a_judge_may_be_asked(cli):
+    """80 groups, a tenth of them twice, each verdict at most twice; 4 x 16 tokens of answers and 100 of a verdict each, at most."""
+    (cli.folder / "rows.jsonl").write_text('{"prompt": "please say it", "completion": "it"}\n' * 20)
+    cli.write("r.yaml", PLANNED)
+    home = cli.folder / "artifacts"
+
+    def planned(more: str = "", answers: int = 16) -> dict:
+        cli.write("r.yaml", PLANNED.replace("max_tokens: 100", f"max_tokens: 100{more}").replace("tokens: 16", f"tokens: {answers}"))
+        return load_and_plan(cli.folder / "r.yaml", None, None, [], [], home, False)[0].rows[0].estimate
+
+    said = planned()
+    assert (said["steps"], said["verdicts"], said["verdicts_at_most"]) == (10, 88, 240) and "beyond" not in said
+    most = said["verdict_tokens_at_most"]
+    assert 240 * (64 + 100 + 150) < most < 240 * (64 + 100 + 400) and planned(answers=20)["verdict_tokens_at_most"] == most + 240 * 4 * 4
+    usd = float(said["verdict_cost"].removeprefix("at most ~").removesuffix(" USD for verdicts"))
+    assert usd == pytest.approx((most - 24000) / 1e6 + 24000 * 10 / 1e6, rel=0.02)
+    tried = {"requests: 240": None, "requests: 239": "perhaps more than the judge's budget of 239 requests", "requests: 80": "more than the judge's",
+             f"tokens: {most}": None, f"tokens: {most - 1}": "perhaps more than the judge's budget of", "usd: 0.1": "perhaps more than"}  # fmt: skip
+    for budget, told in tried.items():
+        beyond = planned(f", budget: {{{budget}}}").get("beyond")
+        assert beyond.startswith(told) if told else beyond is None, (budget, beyond)
+    assert (planned(", consistency: 0")["verdicts"], planned(", consistency: 0")["verdicts_at_most"]) == (80, 160)
 
 
 def test_a_judge_measures_no_answer_alone():

@@ -29,8 +29,10 @@ def reasoner(body: dict, number: int) -> dict:
 
 
 def writer(body: dict, number: int) -> dict:
-    """Writes rows for mode generate: some new, one that it always writes, one that is nearly a seed, and replies that are broken."""
+    """Writes rows for mode generate: some new, one that it always writes, one that is nearly a seed, and replies that are broken. All are good."""
     text, seed = body["messages"][-1]["content"], body["seed"]
+    if "Rubric:" in text:
+        return said('{"reason": "so", "score": 9}')
     topic = re.search(r"Topic: (\w+)", text)[1]
     count = int(re.search(r"Write (\d+) new ones", text)[1])
     if seed % 5 == 4:
