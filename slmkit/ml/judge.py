@@ -39,7 +39,7 @@ class Group:
 class Judge:
     """One judge for one run. `scores` may be called again and again; close it in the end."""
 
-    def __init__(self, ctx: Context, said: Any, name: str, seed: int, key: str):
+    def __init__(self, ctx: Context, said: Any, name: str, seed: int, key: str = "teacher"):
         """key: where its teacher stands in the step, for errors."""
         self.said, self.seed, self.template = said, seed, templates.load("rank", None)
         self.asking = asking.opened(ctx, name, said.teacher, said.budget, said.prices, key=key)
