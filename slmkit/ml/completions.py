@@ -10,11 +10,12 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
+from slmkit.ml.pieces import Pieces, Spelling
 from slmkit.ml.writer import Ask, Token, Wrote
 
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
@@ -43,6 +44,10 @@ class Speaker:
     ends: frozenset[int]
     longest: int | None
     fingerprint: str
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)
 
 
 def chat_asks(body: dict, speaker: Speaker) -> list[Ask]:
@@ -98,11 +103,11 @@ def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
 
 
 def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str, top: int | None, echo: bool) -> list[Ask]:
-    longest = speaker.longest
+    longest, where = speaker.longest, "messages" if kind == "chat" else "prompt"
     if not ids:
-        raise BadRequest("the prompt is empty", "prompt")
+        raise BadRequest("the prompt is empty", where)
     if longest is not None and len(ids) > longest - (0 if echo else 1):
-        raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", "messages", "context_length_exceeded")
+        raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", where, "context_length_exceeded")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
         raise BadRequest(f"`max_tokens` should be a whole number, this is {most!r}", "max_tokens")
     if most and longest is not None and len(ids) + most > longest and not echo:
@@ -119,7 +124,8 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
               "top_p": _number(body, "top_p", 0, 1, 1.0),
               "stop": tuple(filter(None, stop)), "top_logprobs": top, "echo": echo,
-              "numbered": _flag(body, "return_tokens_as_token_ids")}  # fmt: skip
+              "numbered": _flag(body, "return_tokens_as_token_ids"),
+              "goes_on": kind == "plain" and not all(map(speaker.pieces.left_out, ids))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     first = secrets.randbits(62) if seed is None else abs(seed)  # drawn here, so that an ask that is tried again is answered alike
     return [Ask(ids, most, seed=first + k, **common) for k in range(n)]
@@ -204,43 +210,62 @@ def head(kind: str, model: str, speaker: Speaker) -> dict:
 def chat_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
     choices = [
         {"index": i, "message": {"role": "assistant", "content": w.text}, "finish_reason": w.finish,
-         "logprobs": {"content": [chat_logprob(t, speaker) for t in w.tokens]} if a.top_logprobs is not None else None}
+         "logprobs": {"content": chat_logprobs(w.tokens, spelling(a, speaker))} if a.top_logprobs is not None else None}
         for i, (a, w) in enumerate(zip(asks, wrote, strict=True))
     ]  # fmt: skip
     return head("chat.completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
 
 
-def chat_logprob(token: Token, speaker: Speaker) -> dict:
-    def one(id_: int, logprob: float) -> dict:
-        text = speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "token_id": id_}
+def spelling(ask: Ask, speaker: Speaker) -> Spelling:
+    """Of an answer, as it begins."""
+    return Spelling(speaker.pieces, len(echoed(ask, speaker)), ask.goes_on)
 
-    return one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]}
+
+def chat_logprobs(tokens: list[Token], spelt: Spelling) -> list[dict]:
+    """Each token's text, as `\\xf0\\x9f` where it is a part of a character, its bytes (none where the answer leaves it out) and its rivals."""
+    def one(id_: int, logprob: float | None) -> dict:
+        own = spelt.bytes_of(id_)
+        return {"token": spelt.name(id_), "logprob": logprob, "bytes": None if own is None else list(own), "token_id": id_}
+
+    out = []
+    for token in tokens:
+        out.append(one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]})
+        spelt.add(token.id)
+    return out
 
 
 def echoed(ask: Ask, speaker: Speaker) -> str:
     """The prompt's text, where it is to be sent back."""
-    return speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else ""
+    return speaker.pieces.text(list(ask.ids), whole=True) if ask.echo else ""
 
 
 def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
     choices = []
     for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
-        text = echoed(ask, speaker) + w.text
-        logs = plain_logprobs([*w.prompt, *w.tokens], speaker, ask.numbered) if ask.top_logprobs is not None else None
-        choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
+        logs = None
+        if ask.top_logprobs is not None:
+            given, new = prompt_logprobs(w.prompt, ask, speaker), plain_logprobs(w.tokens, spelling(ask, speaker), ask.numbered)
+            logs = {key: given[key] + new[key] for key in new}
+        choices.append({"index": i, "text": echoed(ask, speaker) + w.text, "finish_reason": w.finish, "logprobs": logs})
     return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
 
 
-def plain_logprobs(tokens: list[Token], speaker: Speaker, numbered: bool = False) -> dict:
-    def text(id_: int) -> str:
-        return speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
+def prompt_logprobs(tokens: list[Token], ask: Ask, speaker: Speaker) -> dict:
+    return plain_logprobs(tokens, Spelling(speaker.pieces, whole=True), ask.numbered)
 
+
+def plain_logprobs(tokens: list[Token], spelt: Spelling, numbered: bool) -> dict:
+    """A part of a character is called `bytes:\\xf0\\x9f`, as OpenAI does; text_offset: the characters before each token."""
     def name(id_: int) -> str:
-        return f"token_id:{id_}" if numbered else text(id_)
+        text = spelt.name(id_)
+        return f"token_id:{id_}" if numbered else text if spelt.is_text(id_) else f"bytes:{text}"
 
-    texts = [text(t.id) for t in tokens]
-    offsets = list(accumulate(map(len, texts[:-1]), initial=0)) if texts else []
-    tops = [None if t.logprob is None else {name(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
-    shown = [name(t.id) for t in tokens] if numbered else texts
-    return {"tokens": shown, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}
+    out: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for t in tokens:
+        out["tokens"].append(name(t.id))
+        out["token_logprobs"].append(t.logprob)
+        # of two that read the same the likelier counts
+        pairs = () if t.logprob is None else sorted(((t.id, t.logprob), *t.top), key=lambda pair: pair[1])
+        out["top_logprobs"].append({name(i): p for i, p in pairs} or None)
+        out["text_offset"].append(spelt.add(t.id))
+    return out

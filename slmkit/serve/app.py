@@ -188,6 +188,7 @@ class _Row:
         self.index, self.ask, self.speaker, self.chat = index, ask, speaker, chat
         self.ids: list[int] = []
         self.sent = ""
+        self.spelt = completions.spelling(ask, speaker)
 
     def add(self, token: Token | list[Token]) -> tuple[str | None, Token | list[Token] | None]:
         """(the text that may be sent now, the token where logprobs are wanted). A list is the prompt's, which is sent as it is."""
@@ -196,7 +197,7 @@ class _Row:
         if token.id in self.ask.ends:
             return None, None
         self.ids.append(token.id)
-        text = self.speaker.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.speaker.pieces.text(self.ids, self.ask.goes_on)
         hold = max((k for s in self.ask.stop for k in range(1, len(s) + 1) if text.endswith(s[:k])), default=0)
         if text.endswith("\ufffd") or any(s in text for s in self.ask.stop):
             return "", token if self.ask.top_logprobs is not None else None
@@ -210,9 +211,11 @@ class _Row:
 
     def choice(self, piece: Any, token: Token | list[Token] | None = None, finish: str | None = None) -> dict:
         logs = None
-        if token is not None:
-            plain = None if self.chat else completions.plain_logprobs(token if isinstance(token, list) else [token], self.speaker, self.ask.numbered)
-            logs = plain or {"content": [completions.chat_logprob(token, self.speaker)]}
+        if isinstance(token, list):
+            logs = completions.prompt_logprobs(token, self.ask, self.speaker)
+        elif token is not None:
+            logs = {"content": completions.chat_logprobs([token], self.spelt)} if self.chat else \
+                completions.plain_logprobs([token], self.spelt, self.ask.numbered)
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
         delta = piece if isinstance(piece, dict) else ({"content": piece} if piece is not None else {})
