@@ -264,8 +264,9 @@ def plain_logprobs(tokens: list[Token], spelt: Spelling, numbered: bool) -> dict
     for t in tokens:
         out["tokens"].append(name(t.id))
         out["token_logprobs"].append(t.logprob)
-        # of two that read the same the likelier counts
-        pairs = () if t.logprob is None else sorted(((t.id, t.logprob), *t.top), key=lambda pair: pair[1])
-        out["top_logprobs"].append({name(i): p for i, p in pairs} or None)
+        rivals: dict[str, float] = {}
+        for i, p in sorted(((t.id, t.logprob), *t.top), key=lambda pair: -pair[1]) if t.logprob is not None else ():
+            rivals.setdefault(name(i), p)  # of two that read the same the likelier counts
+        out["top_logprobs"].append(rivals or None)
         out["text_offset"].append(spelt.add(t.id))
     return out

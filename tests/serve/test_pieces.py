@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slmkit.ml.completions import Speaker, chat_asks, plain_asks
+from slmkit.ml.completions import Speaker, chat_asks, plain_asks, plain_logprobs
 from slmkit.ml.pieces import Pieces, Spelling
-from slmkit.ml.writer import Writer
+from slmkit.ml.writer import Token, Writer
 from slmkit.serve.bench import Bench
 from tests.ml.conftest import CHATML, make_tokenizer
 from tests.serve.conftest import CPU, listening, post
@@ -147,6 +147,16 @@ def test_whatever_a_model_writes_has_its_bytes_and_its_places(reciter):
             assert pieces.text(ids) == plain, ids
             wholes += 1
     assert wholes > 100
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_tokens_that_read_the_same_the_likelier_is_told(tmp_path, first):
+    """Likelihood by lm-eval asks whether a token was the best of all."""
+    byte_fallback(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    same = [(i, -1.0 - k) for k, i in enumerate(tokenizer.convert_tokens_to_ids(["<0x61>", "a"]))]
+    logs = plain_logprobs([Token(*same[first], tuple(same))], Spelling(Pieces(tokenizer)), False)
+    assert logs["tokens"] == ["a"] and logs["token_logprobs"] == [-1.0 - first] and logs["top_logprobs"] == [{"a": -1.0}]
 
 
 def test_a_space_that_begins_an_answer_is_kept_where_it_goes_on_from_a_text(reciter):
