@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,8 +98,16 @@ def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
             ids = one
         else:
             raise BadRequest("`prompt` should be a text, a list of tokens of this model, or a list of these", "prompt")
-        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
+        asks = _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
+        unsaid = _unsaid(one, ids, speaker) if asks[0].echo and isinstance(one, str) else 0
+        out += [replace(a, unsaid=unsaid) for a in asks] if unsaid else asks
     return out
+
+
+def _unsaid(text: str, ids: list[int], speaker: Speaker) -> int:
+    """How many tokens the tokenizer puts before a text by itself."""
+    own = speaker.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(ids) - len(own) if ids[len(ids) - len(own) :] == own else 0
 
 
 def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str, top: int | None, echo: bool) -> list[Ask]:
@@ -109,7 +117,7 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     if longest is not None and len(ids) > longest - (0 if echo else 1):
         raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", where, "context_length_exceeded")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
-        raise BadRequest(f"`max_tokens` should be a whole number, this is {most!r}", "max_tokens")
+        raise BadRequest(f"`max_tokens` should be a whole number from 0 on, this is {most!r}", "max_tokens")
     if most and longest is not None and len(ids) + most > longest and not echo:
         what = f"{len(ids)} tokens of the prompt and {most} of the answer are more than the {longest} of this model's context"
         raise BadRequest(what, "max_tokens", "context_length_exceeded")
@@ -153,7 +161,8 @@ def streamed(body: dict) -> tuple[bool, bool]:
 
 def _known(body: dict, known: set[str]) -> None:
     for key, value in body.items():
-        if key not in known and value is not None and not any(value == v for v in NEUTRAL.get(key, ())):
+        neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in NEUTRAL.get(key, ()))
+        if key not in known and value is not None and not neutral:
             raise BadRequest(f"`{key}` is not supported here" + (f" with the value {value!r}" if key in NEUTRAL else ""), key)
 
 
@@ -236,7 +245,7 @@ def chat_logprobs(tokens: list[Token], spelt: Spelling) -> list[dict]:
 
 def echoed(ask: Ask, speaker: Speaker) -> str:
     """The prompt's text, where it is to be sent back."""
-    return speaker.pieces.text(list(ask.ids), whole=True) if ask.echo else ""
+    return speaker.pieces.text(list(ask.ids[ask.unsaid :]), whole=True) if ask.echo else ""
 
 
 def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
@@ -244,14 +253,18 @@ def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Spe
     for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
         logs = None
         if ask.top_logprobs is not None:
-            given, new = prompt_logprobs(w.prompt, ask, speaker), plain_logprobs(w.tokens, spelling(ask, speaker), ask.numbered)
-            logs = {key: given[key] + new[key] for key in new}
+            logs = _joined(prompt_logprobs(w.prompt, ask, speaker), plain_logprobs(w.tokens, spelling(ask, speaker), ask.numbered))
         choices.append({"index": i, "text": echoed(ask, speaker) + w.text, "finish_reason": w.finish, "logprobs": logs})
     return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
 
 
 def prompt_logprobs(tokens: list[Token], ask: Ask, speaker: Speaker) -> dict:
-    return plain_logprobs(tokens, Spelling(speaker.pieces, whole=True), ask.numbered)
+    unsaid = plain_logprobs(tokens[: ask.unsaid], Spelling(speaker.pieces), ask.numbered)
+    return _joined(unsaid, plain_logprobs(tokens[ask.unsaid :], Spelling(speaker.pieces, whole=True), ask.numbered))
+
+
+def _joined(one: dict, other: dict) -> dict:
+    return {key: one[key] + other[key] for key in one}
 
 
 def plain_logprobs(tokens: list[Token], spelt: Spelling, numbered: bool) -> dict:

@@ -32,8 +32,9 @@ class Pieces:
 
         Single bytes that are no characters are marked one by one: the tokenizer would mark all of the bytes beside them too, characters or not.
         """
-        if not self.single and not goes_on:
-            return self._decode(ids, skip=not whole)
+        if self.single.keys().isdisjoint(ids):
+            lead = next((self._lost(i).decode() for i in ids if whole or not self.left_out(i)), "") if goes_on else ""
+            return lead + self._decode(ids, skip=not whole)
         out, first = b"", not goes_on
         for single, some in groupby((i for i in ids if whole or not self.left_out(i)), key=self.single.__contains__):
             part = list(some)

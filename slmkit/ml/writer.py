@@ -24,7 +24,8 @@ COLDEST = 1e-5  # temperatures below are greedy: divided by them, logits would b
 class Ask:
     """One prompt. ids: its tokens. temperature 0 is greedy. top_logprobs: how many alternatives to report a token; None for no logprobs.
 
-    echo: report the prompt's own tokens too. ends: ids that end the answer. stop: texts that end it, left out of it.
+    echo: report the prompt's own tokens too; the tokenizer put the first `unsaid` of them before what the client said.
+    ends: ids that end the answer. stop: texts that end it, left out of it.
     numbered: logprobs name tokens as `token_id:7`, not by text, which two tokens may share. goes_on: the answer's text follows the prompt's.
     """
 
@@ -39,6 +40,7 @@ class Ask:
     echo: bool = False
     numbered: bool = False
     goes_on: bool = False
+    unsaid: int = 0
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,10 @@ WRONG = [
     ("messages", [{"role": "user", "content": [{"type": "text", "text": 5}]}]), ("tools", 5),
     ("top_logprobs", 5), ("stream", "yes"), ("logprobs", 5),
 ]  # fmt: skip
-WRONG_PLAIN = [("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5)]
+WRONG_PLAIN = [
+    ("best_of", True), ("suffix", "x"), ("n", 0), ("n", 129), ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 5]), ("max_tokens", -1),
+    ("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5),
+]  # fmt: skip
 
 
 def test_what_is_wrong_is_refused_by_name_before_it_joins_a_batch(writer, speaker):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers import Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -35,6 +35,7 @@ def byte_fallback(folder: Path) -> None:
     core = Tokenizer(BPE({w: i for i, w in enumerate(words)}, merges, byte_fallback=True))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<|im_end|>", pad_token="</s>",
                                         additional_special_tokens=SPECIAL)  # fmt: skip
     tokenizer.chat_template = CHATML
@@ -80,12 +81,17 @@ def events(raw: str) -> list[dict]:
 
 
 def offsets_hold(text: str, logs: dict) -> None:
-    """Each token that is a text stands where it is said to; the others are at the character that they are a part of."""
+    """Each token that is a text stands where it is said to; the others are at the character that they are a part of.
+
+    What the tokenizer put before the client's text is among the tokens, and in no text.
+    """
     at = logs["text_offset"]
     assert at == sorted(at) and len(at) == len(logs["tokens"]) == len(logs["token_logprobs"]) == len(logs["top_logprobs"])
     for token, start in zip(logs["tokens"], at, strict=True):
         if token.startswith("bytes:"):
             assert text[start] in "äß中😀", (text, token, start)
+        elif token == "<s>":
+            assert start == 0 and logs["tokens"].index("<s>") == 0 and text[0] == "ß"
         else:
             assert text[start : start + len(token)] == token, (text, token, start)
     assert [sum(t.startswith("bytes:") and a == text.index(c) for t, a in zip(logs["tokens"], at, strict=True)) for c in "ä中😀"] == [2, 3, 4]
