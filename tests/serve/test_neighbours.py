@@ -9,7 +9,8 @@ import json
 import openai
 import pytest
 
-from slmkit.ml.completions import chat_asks, usage
+from slmkit.ml.completions import chat_asks
+from slmkit.ml.responses import usage
 from slmkit.ml.writer import Ask, Writer
 from slmkit.serve.bench import Bench, Job
 from tests.serve.conftest import listening, post

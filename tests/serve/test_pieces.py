@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slmkit.ml.completions import Speaker, chat_asks, plain_asks, plain_logprobs
+from slmkit.ml.completions import Speaker, chat_asks, plain_asks
 from slmkit.ml.pieces import Pieces, Spelling
+from slmkit.ml.responses import plain_logprobs
 from slmkit.ml.writer import Token, Writer
 from slmkit.serve.bench import Bench
 from tests.ml.conftest import CHATML, make_tokenizer
