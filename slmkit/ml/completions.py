@@ -1,4 +1,4 @@
-"""OpenAI's request bodies into what the Writer is asked, and its answers into OpenAI's responses, for `serve` and the local teacher alike.
+"""OpenAI's request bodies into what the Writer is asked, for `serve` and the local teacher alike; `responses` makes responses of its answers.
 
 A parameter that would change the answer and is not supported is refused, never ignored.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-import uuid
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
-from slmkit.ml.writer import Ask, Token, Wrote
+from slmkit.ml.pieces import Pieces
+from slmkit.ml.writer import Ask
 
 HARMLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream", "stream_options", "model"}
 SAMPLING = {"temperature", "top_p", "seed", "stop", "n"}
@@ -43,6 +42,10 @@ class Speaker:
     ends: frozenset[int]
     longest: int | None
     fingerprint: str
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        return Pieces(self.tokenizer)
 
 
 def chat_asks(body: dict, speaker: Speaker) -> list[Ask]:
@@ -93,18 +96,26 @@ def plain_asks(body: dict, speaker: Speaker) -> list[Ask]:
             ids = one
         else:
             raise BadRequest("`prompt` should be a text, a list of tokens of this model, or a list of these", "prompt")
-        out += _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
+        asks = _several(body, speaker, ids, body.get("max_tokens"), "plain", top, _flag(body, "echo"))
+        unsaid = _unsaid(one, ids, speaker) if asks[0].echo and isinstance(one, str) else 0
+        out += [replace(a, unsaid=unsaid) for a in asks] if unsaid else asks
     return out
 
 
+def _unsaid(text: str, ids: list[int], speaker: Speaker) -> int:
+    """How many tokens the tokenizer puts before a text by itself."""
+    own = speaker.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(ids) - len(own) if ids[len(ids) - len(own) :] == own else 0
+
+
 def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str, top: int | None, echo: bool) -> list[Ask]:
-    longest = speaker.longest
+    longest, where = speaker.longest, "messages" if kind == "chat" else "prompt"
     if not ids:
-        raise BadRequest("the prompt is empty", "prompt")
+        raise BadRequest("the prompt is empty", where)
     if longest is not None and len(ids) > longest - (0 if echo else 1):
-        raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", "messages", "context_length_exceeded")
+        raise BadRequest(f"the prompt has {len(ids)} tokens, and this model's context has {longest}", where, "context_length_exceeded")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 0):
-        raise BadRequest(f"`max_tokens` should be a whole number, this is {most!r}", "max_tokens")
+        raise BadRequest(f"`max_tokens` should be a whole number from 0 on, this is {most!r}", "max_tokens")
     if most and longest is not None and len(ids) + most > longest and not echo:
         what = f"{len(ids)} tokens of the prompt and {most} of the answer are more than the {longest} of this model's context"
         raise BadRequest(what, "max_tokens", "context_length_exceeded")
@@ -119,7 +130,8 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
               "top_p": _number(body, "top_p", 0, 1, 1.0),
               "stop": tuple(filter(None, stop)), "top_logprobs": top, "echo": echo,
-              "numbered": _flag(body, "return_tokens_as_token_ids")}  # fmt: skip
+              "numbered": _flag(body, "return_tokens_as_token_ids"),
+              "goes_on": kind == "plain" and not all(map(speaker.pieces.left_out, ids))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
     first = secrets.randbits(62) if seed is None else abs(seed)  # drawn here, so that an ask that is tried again is answered alike
     return [Ask(ids, most, seed=first + k, **common) for k in range(n)]
@@ -147,7 +159,8 @@ def streamed(body: dict) -> tuple[bool, bool]:
 
 def _known(body: dict, known: set[str]) -> None:
     for key, value in body.items():
-        if key not in known and value is not None and not any(value == v for v in NEUTRAL.get(key, ())):
+        neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in NEUTRAL.get(key, ()))
+        if key not in known and value is not None and not neutral:
             raise BadRequest(f"`{key}` is not supported here" + (f" with the value {value!r}" if key in NEUTRAL else ""), key)
 
 
@@ -186,61 +199,3 @@ def _flat(message: dict) -> dict:
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content):
         raise BadRequest("only text can be read here: parts of the type text, each with its text", "messages")
     return message | {"content": "".join(p["text"] for p in content)}
-
-
-def usage(asks: list[Ask], wrote: list[Wrote]) -> dict:
-    """Each prompt counts once, however many answers it has; an end of turn counts as written."""
-    given = sum(len(ids) for ids in {id(a.ids): a.ids for a in asks}.values())
-    new = sum(len(w.tokens) + w.ended for w in wrote)
-    return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
-
-
-def head(kind: str, model: str, speaker: Speaker) -> dict:
-    prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
-    return {"id": f"{prefix}-{uuid.uuid4().hex[:24]}", "object": kind, "created": int(time.time()), "model": model,
-            "system_fingerprint": speaker.fingerprint}  # fmt: skip
-
-
-def chat_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
-    choices = [
-        {"index": i, "message": {"role": "assistant", "content": w.text}, "finish_reason": w.finish,
-         "logprobs": {"content": [chat_logprob(t, speaker) for t in w.tokens]} if a.top_logprobs is not None else None}
-        for i, (a, w) in enumerate(zip(asks, wrote, strict=True))
-    ]  # fmt: skip
-    return head("chat.completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
-
-
-def chat_logprob(token: Token, speaker: Speaker) -> dict:
-    def one(id_: int, logprob: float) -> dict:
-        text = speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "token_id": id_}
-
-    return one(token.id, token.logprob) | {"top_logprobs": [one(i, p) for i, p in token.top]}
-
-
-def echoed(ask: Ask, speaker: Speaker) -> str:
-    """The prompt's text, where it is to be sent back."""
-    return speaker.tokenizer.decode(list(ask.ids), clean_up_tokenization_spaces=False) if ask.echo else ""
-
-
-def plain_response(model: str, asks: list[Ask], wrote: list[Wrote], speaker: Speaker) -> dict:
-    choices = []
-    for i, (ask, w) in enumerate(zip(asks, wrote, strict=True)):
-        text = echoed(ask, speaker) + w.text
-        logs = plain_logprobs([*w.prompt, *w.tokens], speaker, ask.numbered) if ask.top_logprobs is not None else None
-        choices.append({"index": i, "text": text, "finish_reason": w.finish, "logprobs": logs})
-    return head("text_completion", model, speaker) | {"choices": choices, "usage": usage(asks, wrote)}
-
-
-def plain_logprobs(tokens: list[Token], speaker: Speaker, numbered: bool = False) -> dict:
-    def text(id_: int) -> str:
-        return speaker.tokenizer.decode([id_], clean_up_tokenization_spaces=False)
-
-    def name(id_: int) -> str:
-        return f"token_id:{id_}" if numbered else text(id_)
-
-    texts = [text(t.id) for t in tokens]
-    offsets = list(accumulate(map(len, texts[:-1]), initial=0)) if texts else []
-    tops = [None if t.logprob is None else {name(i): p for i, p in (*((t.id, t.logprob),), *t.top)} for t in tokens]
-    shown = [name(t.id) for t in tokens] if numbered else texts
-    return {"tokens": shown, "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops, "text_offset": offsets}

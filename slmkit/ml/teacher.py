@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from slmkit.ml import completions, models
+from slmkit.ml import completions, models, responses
 from slmkit.ml.completions import BadRequest, Speaker
 from slmkit.ml.writer import Ask, Writer
 from slmkit.steps._step import Given
@@ -76,4 +76,4 @@ def _held(desk: Desk, requests: list[Request]) -> list[Held]:
 def _batch(desk: Desk, asked: list[tuple[Request, Ask]], held: list[Held], writer: Writer, speaker: Speaker) -> None:
     wrote = writer.write([ask for _, ask in asked])
     for (request, ask), one, done in zip(asked, held, wrote, strict=True):
-        desk.keep(request, answer(completions.chat_response(request.body["model"], [ask], [done], speaker)), one)
+        desk.keep(request, answer(responses.chat_response(request.body["model"], [ask], [done], speaker)), one)

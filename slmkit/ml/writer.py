@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from slmkit.ml.pieces import Pieces
+
 TAIL = 48  # tokens that are decoded again to look for a stop: longer stops are found a few tokens late
 COLDEST = 1e-5  # temperatures below are greedy: divided by them, logits would be no numbers
 
@@ -22,8 +24,9 @@ COLDEST = 1e-5  # temperatures below are greedy: divided by them, logits would b
 class Ask:
     """One prompt. ids: its tokens. temperature 0 is greedy. top_logprobs: how many alternatives to report a token; None for no logprobs.
 
-    echo: report the prompt's own tokens too. ends: ids that end the answer. stop: texts that end it, left out of it.
-    numbered: logprobs name tokens as `token_id:7`, not by text, which two tokens may share.
+    echo: report the prompt's own tokens too; the tokenizer put the first `unsaid` of them before what the client said.
+    ends: ids that end the answer. stop: texts that end it, left out of it.
+    numbered: logprobs name tokens as `token_id:7`, not by text, which two tokens may share. goes_on: the answer's text follows the prompt's.
     """
 
     ids: tuple[int, ...]
@@ -36,6 +39,8 @@ class Ask:
     top_logprobs: int | None = None
     echo: bool = False
     numbered: bool = False
+    goes_on: bool = False
+    unsaid: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Writer:
 
     def __init__(self, model: torch.nn.Module, tokenizer, where: torch.device):
         self.model, self.tokenizer, self.where = model.eval(), tokenizer, where
+        self.pieces = Pieces(tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         config = model.config.get_text_config()
         self.longest: int | None = getattr(config, "max_position_embeddings", None)
@@ -134,25 +140,25 @@ class Writer:
             wrote.finish = "length"
             return False
         if token.id in ask.ends:
-            wrote.finish, wrote.text, wrote.ended = "stop", self.decode([t.id for t in wrote.tokens]), True
+            wrote.finish, wrote.text, wrote.ended = "stop", self._text(ask, wrote), True
             return False
         wrote.tokens.append(token)
         if ask.stop:
-            tail = self.decode([t.id for t in wrote.tokens[-TAIL:]])
+            tail = self.pieces.text([t.id for t in wrote.tokens[-TAIL:]], ask.goes_on)
             if any(s in tail for s in ask.stop):
-                text = self.decode([t.id for t in wrote.tokens])
+                text = self._text(ask, wrote)
                 wrote.finish, wrote.text = "stop", text[: min(i for s in ask.stop if (i := text.find(s)) >= 0)]
                 return False
         if not wanted or len(wrote.tokens) >= ask.most or self._full(ask, wrote):
-            wrote.finish, wrote.text = "length", self.decode([t.id for t in wrote.tokens])
+            wrote.finish, wrote.text = "length", self._text(ask, wrote)
             return False
         return True
 
     def _full(self, ask: Ask, wrote: Wrote) -> bool:
         return self.longest is not None and len(ask.ids) + len(wrote.tokens) >= self.longest
 
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _text(self, ask: Ask, wrote: Wrote) -> str:
+        return self.pieces.text([t.id for t in wrote.tokens], ask.goes_on)
 
 
 def _generator(ask: Ask, where: torch.device) -> torch.Generator | None:

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from slmkit.ml import completions
+from slmkit.ml import completions, responses
 from slmkit.ml.completions import BadRequest, Speaker
 from slmkit.ml.writer import Ask, Token
 from slmkit.serve.bench import Bench, Job
@@ -123,7 +123,7 @@ async def _complete(served: Served, request: Request, kind: str) -> Any:
         return StreamingResponse(_stream(served, job, speaker, chat, counted), media_type="text/event-stream")
     served.bench.put(job)
     wrote = await _unless_gone(request, job)
-    respond = completions.chat_response if chat else completions.plain_response
+    respond = responses.chat_response if chat else responses.plain_response
     return JSONResponse(respond(name, asks, wrote, speaker))
 
 
@@ -153,14 +153,14 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counte
     job.heard = lambda index, token: heard.put_nowait((index, token))
     job.done.add_done_callback(lambda _: heard.put_nowait(None))
     served.bench.put(job)
-    head = completions.head("chat.completion.chunk" if chat else "text_completion", job.model, speaker)
+    head = responses.head("chat.completion.chunk" if chat else "text_completion", job.model, speaker)
     rows = [_Row(i, ask, speaker, chat) for i, ask in enumerate(job.asks)]
     try:
         for row in rows if chat else ():
             yield _event(head | {"choices": [row.choice({"role": "assistant", "content": ""})]})
         for row in rows:
             if row.ask.echo and row.ask.top_logprobs is None:  # else it comes with its logprobs
-                yield _event(head | {"choices": [row.choice(completions.echoed(row.ask, speaker))]})
+                yield _event(head | {"choices": [row.choice(responses.echoed(row.ask, speaker))]})
         while (one := await heard.get()) is not None:
             piece, token = rows[one[0]].add(one[1])
             if piece or (piece is not None and token is not None):
@@ -175,7 +175,7 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counte
                 yield _event(head | {"choices": [row.choice(rest)]})
             yield _event(head | {"choices": [row.choice(None, finish=done.finish)]})
         if counted:
-            yield _event(head | {"choices": [], "usage": completions.usage(job.asks, wrote)})
+            yield _event(head | {"choices": [], "usage": responses.usage(job.asks, wrote)})
         yield "data: [DONE]\n\n"
     finally:
         job.gone.set()
@@ -188,15 +188,16 @@ class _Row:
         self.index, self.ask, self.speaker, self.chat = index, ask, speaker, chat
         self.ids: list[int] = []
         self.sent = ""
+        self.spelt = responses.spelling(ask, speaker)
 
     def add(self, token: Token | list[Token]) -> tuple[str | None, Token | list[Token] | None]:
         """(the text that may be sent now, the token where logprobs are wanted). A list is the prompt's, which is sent as it is."""
         if isinstance(token, list):
-            return completions.echoed(self.ask, self.speaker), token
+            return responses.echoed(self.ask, self.speaker), token
         if token.id in self.ask.ends:
             return None, None
         self.ids.append(token.id)
-        text = self.speaker.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.speaker.pieces.text(self.ids, self.ask.goes_on)
         hold = max((k for s in self.ask.stop for k in range(1, len(s) + 1) if text.endswith(s[:k])), default=0)
         if text.endswith("\ufffd") or any(s in text for s in self.ask.stop):
             return "", token if self.ask.top_logprobs is not None else None
@@ -210,9 +211,11 @@ class _Row:
 
     def choice(self, piece: Any, token: Token | list[Token] | None = None, finish: str | None = None) -> dict:
         logs = None
-        if token is not None:
-            plain = None if self.chat else completions.plain_logprobs(token if isinstance(token, list) else [token], self.speaker, self.ask.numbered)
-            logs = plain or {"content": [completions.chat_logprob(token, self.speaker)]}
+        if isinstance(token, list):
+            logs = responses.prompt_logprobs(token, self.ask, self.speaker)
+        elif token is not None:
+            logs = {"content": responses.chat_logprobs([token], self.spelt)} if self.chat else \
+                responses.plain_logprobs([token], self.spelt, self.ask.numbered)
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
         delta = piece if isinstance(piece, dict) else ({"content": piece} if piece is not None else {})

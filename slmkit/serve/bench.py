@@ -2,6 +2,7 @@
 
 Requests that come while a batch is being written wait for the next one. Clients whose answers came together ask again together, so
 a batch is not begun while requests keep coming in: else two halves would take turns. Those for one adapter are taken together.
+A request of more answers than a batch holds is written in several batches, and takes turns with those that wait; others are never cut up.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 LINGER, LONGEST_LINGER = 0.01, 0.2  # seconds without a new request after which a batch begins; and in all
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """asks of one HTTP request, for one model. heard: called in the loop with (ask's index, token), where tokens are streamed."""
 
@@ -27,19 +28,34 @@ class Job:
     done: asyncio.Future
     heard: Callable[[int, Any], None] | None = None
     gone: threading.Event = field(default_factory=threading.Event)
+    taken: int = 0  # asks that a batch has taken
+    wrote: list[Any] = field(default_factory=list)
     told: list[list[int]] = field(init=False)  # for each ask, the tokens that `heard` was told of
 
     def __post_init__(self) -> None:
         self.told = [[] for _ in self.asks]
 
+    @property
+    def left(self) -> int:
+        return len(self.asks) - self.taken
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a batch has of a job: which of its asks."""
+
+    job: Job
+    rows: range
+
 
 class Bench:
-    """write(model name, asks, each) -> list of what was written. Started once; `close` ends it after the batch at hand."""
+    """write(model name, asks, each) -> list of what was written, for `most` asks at most. Started once; `close` ends it when nobody waits."""
 
     def __init__(self, write: Callable, most: int):
         self.write, self.most = write, most
         self.waiting: queue.Queue[Job | None] = queue.Queue()
         self.left: list[Job] = []
+        self.begun: list[Job] = []  # those that the batch before had a part of, and that have more
         self.running = 0
         self.thread = threading.Thread(target=self._work, name="bench", daemon=True)
         self.thread.start()
@@ -55,41 +71,49 @@ class Bench:
         self.waiting.put(None)
         self.thread.join()
 
-    def _take(self) -> list[Job] | None:
-        """All that wait and fit into one batch; None to end."""
-        if not self.left:
+    def _take(self) -> list[Part] | None:
+        """All that wait and fit into one batch, those that have had a part of one last; None to end."""
+        if not self.left and not self.begun:
             one = self.waiting.get()
             if one is None:
                 return None
             self.left.append(one)
         until = time.monotonic() + LONGEST_LINGER
-        while time.monotonic() < until and sum(len(job.asks) for job in self.left) < self.most:
+        while time.monotonic() < until:
+            full = sum(job.left for job in self.left + self.begun) >= self.most
             try:
-                one = self.waiting.get(timeout=LINGER)
+                one = self.waiting.get(timeout=0 if full else LINGER)
             except queue.Empty:
                 break
             if one is None:
                 self.waiting.put(None)
                 break
             self.left.append(one)
-        batch: list[Job] = []
-        for job in list(self.left):
-            if job.model == self.left[0].model and (not batch or sum(len(j.asks) for j in batch) + len(job.asks) <= self.most):
-                batch.append(job)
-        self.left = [job for job in self.left if job not in batch]
+        self.left, self.begun = [job for job in self.left + self.begun if not job.gone.is_set()], []
+        batch: list[Part] = []
+        room = self.most
+        for job in self.left:
+            count = min(job.left, room) if job.left <= room or job.left > self.most else 0
+            if job.model == self.left[0].model and count:
+                batch.append(Part(job, range(job.taken, job.taken + count)))
+                room -= count
+        taken = [part.job for part in batch]
+        self.left = [job for job in self.left if job not in taken]
         return batch
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:
-            batch = [job for job in batch if not job.gone.is_set()]
+            for part in batch:
+                part.job.taken = part.rows.stop
+            self.running = sum(len(part.rows) for part in batch)
             if batch:
-                self.running = sum(len(job.asks) for job in batch)
                 self._batch(batch)
-                self.running = 0
+            self.running = 0
+            self.begun = [part.job for part in batch if part.job.left]
 
-    def _batch(self, batch: list[Job]) -> None:
+    def _batch(self, batch: list[Part]) -> None:
         """Answer all of a batch. If that fails, each is tried alone: one that cannot be answered must not take its neighbours along."""
-        owner = [(job, i, list(job.told[i])) for job in batch for i in range(len(job.asks))]
+        owner = [(part.job, i, list(part.job.told[i])) for part in batch for i in part.rows]
 
         def each(row: int, token: Any) -> bool:
             job, index, before = owner[row]
@@ -104,19 +128,22 @@ class Bench:
 
         wrote = None
         try:
-            wrote = self.write(batch[0].model, [a for job in batch for a in job.asks], each)
+            wrote = self.write(batch[0].job.model, [job.asks[i] for job, i, _ in owner], each)
         except Exception as e:  # noqa: BLE001  whatever broke, those who wait must hear of it
             if len(batch) == 1:
-                batch[0].loop.call_soon_threadsafe(_set, batch[0].done, None, e)
+                job = batch[0].job
+                job.gone.set()  # the rest of it is not begun
+                job.loop.call_soon_threadsafe(_set, job.done, None, e)
                 return
         if wrote is None:
-            for job in batch:
-                if not job.gone.is_set():
-                    self._batch([job])
+            for part in batch:
+                if not part.job.gone.is_set():
+                    self._batch([part])
             return
-        for job in batch:
-            own, wrote = wrote[: len(job.asks)], wrote[len(job.asks) :]
-            job.loop.call_soon_threadsafe(_set, job.done, own, None)
+        for (job, _, _), one in zip(owner, wrote, strict=True):
+            job.wrote.append(one)
+            if len(job.wrote) == len(job.asks):
+                job.loop.call_soon_threadsafe(_set, job.done, job.wrote, None)
 
 
 def _set(future: asyncio.Future, value: Any, error: Exception | None) -> None:

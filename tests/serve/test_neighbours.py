@@ -5,63 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import openai
 import pytest
-import torch
-import uvicorn
 
-from slmkit import demo
-from slmkit.ml import models
-from slmkit.ml.completions import Speaker, chat_asks, usage
+from slmkit.ml.completions import chat_asks
+from slmkit.ml.responses import usage
 from slmkit.ml.writer import Ask, Writer
-from slmkit.serve.app import Served, app
 from slmkit.serve.bench import Bench, Job
-from slmkit.serve.server import _listen
-from tests.support.drive import given
+from tests.serve.conftest import listening, post
 
-CPU = torch.device("cpu")
 HI = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def writer() -> Writer:
-    source = given(demo.path("student"), "model")
-    return Writer(models.load(source, CPU), models.tokenizer(source), CPU)
-
-
-@pytest.fixture(scope="module")
-def speaker(writer) -> Speaker:
-    return Speaker(writer.tokenizer, frozenset(), writer.longest, "f")
-
-
-@contextmanager
-def listening(speaker: Speaker, bench: Bench) -> Iterator[str]:
-    """The interface over a bench, on a port of its own."""
-    listener = _listen("127.0.0.1", 0)
-    listener.listen()  # who connects before the server runs waits for it
-    server = uvicorn.Server(uvicorn.Config(app(Served({"m": speaker}, bench)), log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        bench.close()
-
-
-def post(url: str, body: dict) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, e.read().decode()
 
 
 class Failing:
@@ -143,7 +97,10 @@ WRONG = [
     ("messages", [{"role": "user", "content": [{"type": "text", "text": 5}]}]), ("tools", 5),
     ("top_logprobs", 5), ("stream", "yes"), ("logprobs", 5),
 ]  # fmt: skip
-WRONG_PLAIN = [("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5)]
+WRONG_PLAIN = [
+    ("best_of", True), ("suffix", "x"), ("n", 0), ("n", 129), ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 5]), ("max_tokens", -1),
+    ("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5),
+]  # fmt: skip
 
 
 def test_what_is_wrong_is_refused_by_name_before_it_joins_a_batch(writer, speaker):
