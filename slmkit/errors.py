@@ -75,7 +75,7 @@ class Busy(SlmkitError):
 
 
 class Stopped(SystemExit):
-    """SIGINT or SIGTERM: passes through libraries as SystemExit does, and carries the exit code 130 or 143."""
+    """SIGINT, SIGTERM or SIGHUP: passes through libraries as SystemExit does, and carries the exit code 130, 143 or 129."""
 
 
 @dataclass(frozen=True)

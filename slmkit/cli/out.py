@@ -22,7 +22,7 @@ PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 def stop_on_signals() -> None:
-    """Turn SIGINT and SIGTERM into Stopped, once; a second one kills at once."""
+    """Turn SIGINT, SIGTERM and SIGHUP (a terminal that was closed; not under nohup) into Stopped, once; a second one kills at once."""
 
     def stop(number: int, _frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -30,6 +30,8 @@ def stop_on_signals() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)
 
 
 class Stdout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from slmkit.steps._step import Part
 
@@ -55,6 +55,14 @@ class Rationale(Part):
     """Before the user's message of reasoning rows, so that the student can tell the two tasks apart."""
     answer_prefix: str = ""
     """Before the user's message of answer rows. Empty: the student is asked as it will be in use."""
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Rationale:
+        if self.source == "reasoning" and self.marker != "Answer:":
+            raise ValueError("`marker` is read with `source: reply` only: what a reasoning model thought stands apart from its answer; remove it")
+        if self.rows == "thinking" and (self.prefix, self.answer_prefix) != ("[rationale] ", ""):
+            raise ValueError("`prefix` and `answer_prefix` tell rows of two tasks apart, and `rows: thinking` makes one; remove them")
+        return self
 
 
 class Rewrite(Part):

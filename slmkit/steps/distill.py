@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from slmkit.steps import _modes, _tasks
 from slmkit.steps._fields import DataRefs, Device, Ref, Seed
 from slmkit.steps._modes import Generate, Judge, Mode, Preference, Rationale, Rewrite
-from slmkit.steps._step import Born, Context, How, Part, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Columns, Context, How, Part, Result, StepConfig, StepExecution, Takes
 from slmkit.steps._teacher import Budget, Prices, Teacher, TeacherRef
 
 VERSION = 1
@@ -31,6 +31,17 @@ TAKES = {
     "held_out": Takes("dataset", many=True, optional=True, witness=True, of="validation"),
 }  # fmt: skip
 GIVES = "dataset"
+
+
+PROMPTS_UNREAD = ("format", "weight", "chosen", "rejected", "label")
+"""Keys of a mapping that a reading of prompts has no use for."""
+NOTHING_TO_COMPARE = {
+    "generate": dict.fromkeys(("exact", "numeric"), "in mode generate new rows have no other answer"),
+    "judge": dict.fromkeys(("exact", "numeric"), "in mode judge the answer that is judged is the row's own"),
+    "rewrite answer": {"exact": "in mode rewrite only an answer that is as it was passes"},
+    "rewrite prompt": dict.fromkeys(("exact", "numeric"), "`rewrite: {what: prompt}` writes prompts"),
+}  # fmt: skip
+"""Why a check against the row's own answer can say nothing, by mode; of mode rewrite, by what it writes."""
 
 
 class Filters(Part):
@@ -135,6 +146,9 @@ class Config(StepConfig):
     def _prompts(cls, value: Any, info: Any) -> Any:
         if value is None and info.data.get("mode") not in ("generate", None):
             raise ValueError("`prompts` is missing: the file of what is asked")
+        for one in value if isinstance(value, list) else [value]:
+            if unread := [k for k in PROMPTS_UNREAD if isinstance(one, Columns) and getattr(one, k) != Columns.model_fields[k].default]:
+                raise ValueError(f"`{unread[0]}` says nothing of prompts (each is asked about once, or `n` times); remove it")
         return value
 
     @field_validator(*_modes.BLOCKS, mode="before")
@@ -164,10 +178,10 @@ class Config(StepConfig):
     @field_validator("filters")
     @classmethod
     def _compared(cls, value: Filters, info: Any) -> Filters:
-        mode = info.data.get("mode")
-        if value.verify in ("exact", "numeric") and mode in ("generate", "judge"):
-            what = "new rows have no other answer" if mode == "generate" else "the answer that is judged is the row's own"
-            raise ValueError(f"`verify: {value.verify}` compares with the row's own answer, and in mode {mode} {what}; use `python`, or remove it")
+        rewrite = info.data.get("rewrite")
+        mode = f"rewrite {rewrite.what}" if rewrite else info.data.get("mode")
+        if what := NOTHING_TO_COMPARE.get(mode, {}).get(value.verify):
+            raise ValueError(f"`verify: {value.verify}` compares with the row's own answer, and {what}; use `python`, or remove it")
         return value
 
     @field_validator("judge")
@@ -183,8 +197,12 @@ class Config(StepConfig):
             raise ValueError(f"`judge` is not read by mode {mode}; set `filters.min_score`, or remove it")
         if value is None and info.data.get("judge_template") is not None:
             raise ValueError("`judge_template` is read where answers are judged: set `filters.min_score`, or remove it")
-        if value and filters.min_score is not None and not value.scale[0] <= filters.min_score <= value.scale[1]:
-            raise ValueError(f"`filters.min_score` is {filters.min_score:g}, and the judge's scale goes from {value.scale[0]} to {value.scale[1]}")
+        low, high = value.scale if value else (0, 0)
+        margin = info.data["preference"].margin if info.data.get("preference") else 0
+        if value and margin > high - low:
+            raise ValueError(f"`preference.margin` is {margin:g}, and on the judge's scale from {low} to {high} no answer leads by that")
+        if value and filters.min_score is not None and not low <= filters.min_score <= high:
+            raise ValueError(f"`filters.min_score` is {filters.min_score:g}, and the judge's scale goes from {low} to {high}")
         return value
 
     @field_validator("majority")
@@ -194,9 +212,18 @@ class Config(StepConfig):
             raise ValueError("`majority` needs several answers to choose from: set `n`, such as `n: 5`")
         return value
 
+    @field_validator("structured")
+    @classmethod
+    def _of_a_schema(cls, value: bool, info: Any) -> bool:
+        if not value and info.data.get("json_schema", 0) is None:
+            raise ValueError("`structured` says how `json_schema` is held, and there is none; remove it")
+        return value
+
     @field_validator("json_schema")
     @classmethod
-    def _schema(cls, value: dict | None) -> dict | None:
+    def _schema(cls, value: dict | None, info: Any) -> dict | None:
+        if value is not None and (rewrite := info.data.get("rewrite")) and rewrite.what == "prompt":
+            raise ValueError("`json_schema` is of answers, and `rewrite: {what: prompt}` writes prompts; remove it")
         if value is not None:
             from jsonschema import Draft202012Validator
             from jsonschema.exceptions import SchemaError

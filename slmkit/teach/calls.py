@@ -72,7 +72,7 @@ class _Dispatcher:
             raise self.fatal
 
     def _stop(self, number: int) -> None:
-        """The first SIGINT or SIGTERM: no new requests; a second one is left to whoever handled it before."""
+        """The first SIGINT, SIGTERM or SIGHUP: no new requests; a second one is left to whoever handled it before."""
         self.fatal = self.fatal or Stopped(128 + number)
         self.woken.set()
 
@@ -236,7 +236,8 @@ def _signals(stop: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, before = asyncio.get_running_loop(), {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    found = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    loop, before = asyncio.get_running_loop(), {n: h for n, h in found.items() if n != signal.SIGHUP or h is not signal.SIG_IGN}  # nohup
 
     def first(number: int) -> None:
         for n, handler in before.items():

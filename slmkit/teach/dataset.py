@@ -73,13 +73,17 @@ def write(folder: Path, rows: Iterable[Made], filters: Filters, share: float | N
     return written
 
 
-def enough(written: Written, least: float | int) -> None:
-    """Raise StepFailed when fewer rows were kept than the recipe asks for: a share of those made, or a number."""
+def enough(written: Written, least: float | int, share: float | None = None) -> None:
+    """Raise StepFailed when fewer rows were kept than the recipe asks for: a share of those made, or a number. share: to be held out."""
     kept = written.rows + written.held_out
     if written.held_out and not written.rows:
         what = f"all {kept} rows were drawn into `validation`, and none is left to train on"
-        raise StepFailed(what, mend="the answers are kept: hold out a smaller share, or ask about more prompts")
-    wanted = least if isinstance(least, int) else least * written.made
+        raise StepFailed(what, mend="the answers are kept: hold out a smaller share, or ask about more prompts", key="validation")
+    if share and written.rows and not written.held_out:
+        what = f"none of the {kept} rows was drawn into `validation`"
+        raise StepFailed(what, mend="the answers are kept: hold out a larger share, or ask about more prompts", key="validation")
+    made = written.made - written.dropped["surplus"]  # which nobody wanted
+    wanted = least if isinstance(least, int) else least * made
     if kept < max(1, wanted):
         told = ", ".join(f"{name} {count}" for name, count in ordered(written.dropped)) or "nothing was made"
         first = written.reasons.most_common(1)
@@ -89,7 +93,7 @@ def enough(written: Written, least: float | int) -> None:
             mend, key = "prompt and `max_tokens` together must fit into the teacher's context: set a smaller `max_tokens`", "max_tokens"
         elif "max_tokens" in most:
             mend, key = "set a larger `max_tokens`, or ask for shorter answers", "max_tokens"
-        raise StepFailed(f"{kept} of {written.made} rows were kept, and `min_kept` is {least} (dropped: {told}{most})", mend=mend, key=key)
+        raise StepFailed(f"{kept} of {made} rows were kept, and `min_kept` is {least} (dropped: {told}{most})", mend=mend, key=key)
 
 
 def _draw(question: str, seed: int) -> float:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from slmkit.teach.calls import Manners
 from slmkit.teach.card import card
 from slmkit.teach.desk import Desk, first_unanswered
 from slmkit.teach.endpoint import Route
-from slmkit.teach.job import Job
+from slmkit.teach.job import Job, Made
 from slmkit.teach.prompts import Prompt, Prompts
 from slmkit.teach.request import Request
 
@@ -41,9 +42,11 @@ def run(ctx: Context, config: Any) -> Result:
             _carry(ctx, config, desk, stage, _most(config, prompts))
         book.sync()
         seconds = time.monotonic() - started
-        written = dataset.write(ctx.out, mode.made(job), job.fresh(None), config.validation, config.seed or 0)
+        written = dataset.write(ctx.out, chain(_broken(config, prompts), mode.made(job)), job.fresh(None), config.validation, config.seed or 0)
         _told(ctx, desk, written)
-        dataset.enough(written, config.min_kept)
+        if config.generate is not None and prompts is not None and prompts.dropped:
+            ctx.log("warning", what=f"{sum(prompts.dropped.values())} of the examples are broken rows, and are left out")
+        dataset.enough(written, config.min_kept, config.validation)
         values = _values(config, desk, written, prompts, seconds)
         cost = {k: values[k] for k in ("tokens", "usd") if k in values}
         return Result(values, card(ctx, config, model, (job.template, job.judge_template), mode.ROWS, values, written), cost, "none", config.seed)
@@ -54,6 +57,12 @@ def run(ctx: Context, config: Any) -> Result:
 def _first(config: Any, prompts: Prompts | None) -> int:
     """How many requests the first stage has, at most."""
     return -(-config.generate.count // config.generate.per_request) if config.generate else prompts.count * config.n
+
+
+def _broken(config: Any, prompts: Prompts | None) -> Iterator[Made]:
+    """The rows of prompts that could not be read, and were skipped; mode generate asks about none, and is warned of them alone."""
+    if prompts is not None and config.generate is None:
+        yield from (Made(place, why=why, by="broken") for place, why in prompts.broken())
 
 
 def _most(config: Any, prompts: Prompts | None) -> int:

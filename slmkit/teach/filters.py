@@ -1,6 +1,6 @@
 """What an answer must be to become a row, in a fixed order; each filter counts, and each row it drops is kept with the reason.
 
-    answered → finished → not empty → readable → JSON Schema → regex → verifier → majority → novelty → verdict → judge's score
+    broken → answered → finished → not empty → readable → JSON Schema → regex → verifier → majority → novelty → verdict → judge's score
     → duplicates → near-duplicates → leaks → personal data → refusals → surplus
 
 A row is dropped by the first that says no. What only a mode can say (readable: is the reply what was asked for; majority; novelty; verdict: did
@@ -34,9 +34,9 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 """At the beginning of an answer. `I'm sorry to hear that your card was stolen` is none, and `Unfortunately, I can only say …` neither."""
-ORDER = ("answered", "finished", "empty", "readable", "json_schema", "regex", "verify", "majority", "novelty", "verdict", "judge", "duplicates",
-         "near_duplicates", "leaks", "personal", "refusals", "surplus")
-MODES_OWN = ("answered", "readable", "majority", "novelty", "verdict")
+ORDER = ("broken", "answered", "finished", "empty", "readable", "json_schema", "regex", "verify", "majority",
+         "novelty", "verdict", "judge", "duplicates", "near_duplicates", "leaks", "personal", "refusals", "surplus")
+MODES_OWN = ("broken", "answered", "readable", "majority", "novelty", "verdict")
 
 
 @dataclass

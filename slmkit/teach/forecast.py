@@ -31,7 +31,9 @@ RECENT = 200  # answers of the ledger that are looked at for their length and ra
 def calls(config: Any, execution: Any, inputs: dict[str, Any], ledgers: Path, state: Path) -> dict[str, int | str]:
     """Calls, answers known already, requests in batches under way, what was spent, tokens, dollars, seconds of the first stage, and how many
     verdicts may come after it; {} where its inputs are not there yet. state: the step's, which tells its account."""
-    prompts = inputs.get("prompts") or ()
+    prompts, teacher = inputs.get("prompts") or (), inputs.get("teacher")
+    if teacher is not None and teacher.path is None:
+        return {}
     if config.prompts is not None and (not prompts or any(p.path is None for p in prompts)):
         return {}
     try:

@@ -74,6 +74,14 @@ class Prompts:
         self.dropped = dict(tally.reasons)
         return self
 
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """(file:line, what is wrong) of the rows that were skipped; files are named without their folder, as part of what comes out."""
+        for one in self.given if self.dropped else ():
+            tally = _Listed(skip=True)
+            for _ in self._of(one, tally):
+                yield from tally.drained()
+            yield from tally.drained()
+
     def _of(self, given: Given, tally: Tally) -> Iterator[Prompt]:
         place = shown(Path(given.path))
         columns = given.columns or Columns(path="")
@@ -82,6 +90,21 @@ class Prompts:
             raise broken_file(place, "no files here", "a glob that matches nothing, or a folder that is empty")
         named = columns.named
         yield from tallied(found, tally, lambda record, name: _prompt(record, name, columns, named))
+
+
+@dataclass
+class _Listed(Tally):
+    """A tally that keeps each fault until it is fetched."""
+
+    found: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, fault: Fault, name: str) -> None:
+        super().add(fault, name)
+        self.found.append((f"{name.rpartition('/')[2]}:{fault.line or fault.number}", fault.what))
+
+    def drained(self) -> list[tuple[str, str]]:
+        found, self.found = self.found, []
+        return found
 
 
 def _prompt(record: Record, name: str, columns: Columns, named: dict[str, str]) -> Prompt | Fault:

@@ -200,6 +200,45 @@ def test_thinking_and_code_fences_are_no_part_of_a_row(cli, teach):
     assert [json.loads(row)["messages"][-1]["content"] for row in made] == ['{"a": 1}', '{"a": 2}']
 
 
+def test_broken_rows_of_prompts_are_listed_as_dropped(cli, teach):
+    teach(2)
+    with (cli.folder / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": 5}\nno json\n')
+    skip = ["--set", "steps.teach.on_bad_row=skip"]
+    done = cli("distill", "r.yaml", "--json", *skip)
+    assert result(done)["dropped"] == {"broken": 2} and "2 of 4 rows were dropped (broken 2)" in done.stderr
+    assert [(row["place"], row["filter"]) for row in rows(cli, "dropped.jsonl")] == [("prompts.jsonl:3", "broken"), ("prompts.jsonl:4", "broken")]
+    assert "| dropped: broken | 2 |" in (cli.folder / "artifacts/refs/r/teach/README.md").read_text()
+    few = cli("distill", "r.yaml", *skip, "--set", "steps.teach.min_kept=0.9")
+    assert few.returncode == 1 and "2 of 4 rows were kept" in few.stderr
+
+
+def test_a_share_that_holds_nothing_out_is_no_validation(cli, teach):
+    teach(4)
+    done = cli("distill", "r.yaml", "--set", "steps.teach.validation=0.01")
+    assert done.returncode == 1 and "none of the 4 rows was drawn into `validation`" in done.stderr and "--set:1:" in done.stderr
+
+
+def test_a_closed_terminal_keeps_what_was_answered(cli, teach):
+    teacher = teach(400, latency=0.2)
+    process = cli.start("distill", "r.yaml")
+    while len(teacher.answered()) < 30:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 129
+    assert result(cli("distill", "r.yaml", "--json"))["rows"] == 400 and set(teacher.answered().values()) == {1}
+
+
+def test_plan_says_nothing_of_a_teacher_that_is_yet_to_be_made(cli, teach):
+    teach(2)
+    cli.write("rows.jsonl", json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    sft = "steps:\n  sft: {kind: train, model: demo:student, data: rows.jsonl, max_steps: 1}"
+    text = (cli.folder / "r.yaml").read_text().replace("steps:", sft)
+    cli.write("r.yaml", "\n".join("    teacher: $sft" if "teacher:" in line else line for line in text.splitlines() if "execution" not in line))
+    done = cli("plan", "r.yaml")
+    assert done.returncode == 0 and "teach  distill" in done.stdout and "calls" not in done.stdout, done.stderr
+
+
 def test_answers_that_do_not_fit_name_the_key_that_makes_room(cli, teach):
     teach(2, script={f"question {i}": "word " * 40 for i in range(2)})
     done = cli("distill", "r.yaml")

@@ -97,6 +97,11 @@ def test_generate_asks_in_rounds_until_there_are_enough_new_rows(school):
     assert max(one.teacher.answered().values()) == 2, "once for each store"
 
 
+def test_what_is_more_than_was_wanted_is_no_lost_row(school):
+    found = school("writer").run(mode="generate", generate=GENERATE | {"count": 1}, min_kept=0.4)
+    assert found["rows"] == 1 and found["dropped"]["surplus"] == 2 and sum(found["dropped"].values()) == 3
+
+
 def test_generate_needs_no_seeds_and_stops_at_its_last_round(school):
     one = school("writer")
     one.write(mode="generate", generate=GENERATE | {"count": 40, "rounds": 2, "topics": ["cards"], "novelty": 1}, min_kept=40)
