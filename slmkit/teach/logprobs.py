@@ -8,7 +8,6 @@ all of it is looked at: what is no logarithm of a probability is told with its p
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -116,7 +115,7 @@ def _top(named: Any, k: int, where: str) -> list[tuple[int, float]]:
         raise _no_teacher(f"the teacher says {str(named)[:80]!r} at {where}, where its `top_logprobs` should name tokens and their logprobs")
     pairs = [(int(name.removeprefix(NUMBERED)), value) for name, value in (named or {}).items() if re.fullmatch(rf"{NUMBERED}\d{{1,9}}", name)]
     for id_, value in pairs:
-        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or value > ABOVE:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value <= ABOVE:
             raise _no_teacher(f"the teacher says that token {id_} has the logprob {value!r} at {where}, which is no logarithm of a probability")
     if len(pairs) < k:
         unnumbered = f", and {len(named) - len(pairs)} by their texts" if named and len(named) > len(pairs) else ""
