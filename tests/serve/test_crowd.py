@@ -136,4 +136,5 @@ def test_each_answer_of_a_stream_ends_when_it_has_ended(writer, speaker, most):
     assert ends == last and [choices[ends[c["index"]]]["finish_reason"] for c in whole] == [c["finish_reason"] for c in whole]
     assert texts(choices) == texts(whole) and {c["finish_reason"] for c in whole} == {"stop", "length"} and len(two) == 2
     first = min(ends, key=ends.get)
-    assert any(c["text"] and c["index"] in range(most) for c in choices[ends[first] :]), "one that was written beside it goes on"
+    goes_on = [c["index"] for c in choices[ends[first] :] if c["text"] and c["index"] < most]
+    assert len(goes_on) > 2 * most, "those that were written beside it go on"
