@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmkit.errors import RecipeError, StepFailed, UsageError
-from slmkit.ml import agreement, divergence, loss, teachers, vocabulary
+from slmkit.ml import agreement, answers, divergence, loss, teachers, vocabulary
 from slmkit.ml.divergence import Target
 from slmkit.ml.examples import Example
 from slmkit.ml.objectives import gkd
@@ -185,6 +185,15 @@ def test_rows_are_held_out_where_no_others_are_given(tmp_path, tiny, other):
 def test_the_students_own_steps_are_spread_evenly(share, wanted):
     assert [s for s in range(8) if gkd.turns(s, share)] == wanted
     assert sum(gkd.turns(s, 0.1) for s in range(1000)) == 100
+
+
+def test_a_students_own_answer_has_the_token_that_ended_it(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    asked = ([[10, 11, 12], [30, 31]], frozenset(), 8, 1.0, [1, 2], CPU)
+    whole = answers.sampled(model, tokenizer, *asked)
+    end = whole[0][3]
+    found = answers.sampled(model, tokenizer, asked[0], frozenset([end]), *asked[2:])
+    assert found == [one[: one.index(end) + 1] if end in one else one for one in whole] and len(found[0]) < 8 == len(whole[0])
 
 
 @pytest.mark.parametrize(("method", "precision"), [("qlora", "fp32"), ("qlora", "bf16"), ("full", "bf16")])
