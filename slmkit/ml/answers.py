@@ -47,9 +47,8 @@ def sampled(
     longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(longest), AT_ONCE):
         part = longest[start : start + AT_ONCE]
-        heard: list[list[int]] = [[] for _ in part]
         asks = [Ask(tuple(prompts[i]), most, ends, temperature, seed=seeds[i] % 2**63) for i in part]
-        writer.write(asks, lambda row, token, heard=heard: heard[row].append(token.id) is None)
-        written |= dict(zip(part, heard, strict=True))
+        for i, one in zip(part, writer.write(asks), strict=True):
+            written[i] = [t.id for t in one.tokens] + ([one.end.id] if one.end else [])
     model.train(was_training)
     return [written[i] for i in range(len(prompts))]

@@ -125,11 +125,13 @@ def _several(body: dict, speaker: Speaker, ids: list[int], most: Any, kind: str,
     stop = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
         raise BadRequest(f"`stop` should be a text or a list of texts, this is {stop!r}", "stop")
+    if not all(stop):
+        raise BadRequest("a text of `stop` is empty, and would end every answer at once: leave it out", "stop")
     seed = _integer(body, "seed", -(2**63), 2**63, None)
     endless = _flag(body, "ignore_eos")  # as vLLM has it: answers of one length, for measuring
     common = {"ends": frozenset() if endless else speaker.ends, "temperature": _number(body, "temperature", 0, 5, 1.0),
               "top_p": _number(body, "top_p", 0, 1, 1.0),
-              "stop": tuple(filter(None, stop)), "top_logprobs": top, "echo": echo,
+              "stop": tuple(stop), "top_logprobs": top, "echo": echo,
               "numbered": _flag(body, "return_tokens_as_token_ids"),
               "goes_on": kind == "plain" and not all(map(speaker.pieces.left_out, ids))}  # fmt: skip
     n, ids = _integer(body, "n", 1, 128, 1), tuple(ids)
@@ -159,7 +161,8 @@ def streamed(body: dict) -> tuple[bool, bool]:
 
 def _known(body: dict, known: set[str]) -> None:
     for key, value in body.items():
-        neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in NEUTRAL.get(key, ()))
+        alike = (*NEUTRAL.get(key, ()), *([body.get("n")] if key == "best_of" else []))  # the best n of n are all of them
+        neutral = any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in alike)
         if key not in known and value is not None and not neutral:
             raise BadRequest(f"`{key}` is not supported here" + (f" with the value {value!r}" if key in NEUTRAL else ""), key)
 

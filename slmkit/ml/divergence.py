@@ -5,7 +5,8 @@ one more outcome: the rest, with the probability that is left (1 minus the sum o
 k + 1 outcomes, its rest being the exact sum over all tokens that were not named. Nothing is made up for the tail, and no mass is dropped:
 what is measured is a lower bound of the full divergence (merging outcomes can only bring distributions nearer), zero iff both agree on the
 named tokens; where in the rest the student puts its mass is left to it. Rounding in the reported numbers may make the rest of a sure teacher
-zero or less: it is taken as FLOOR then, and the k + 1 are scaled to sum to 1.
+zero or less: it is taken as FLOOR then, and the k + 1 are scaled to sum to 1. Of a token that a teacher rules out (-inf, or a probability too
+small for a number) the logarithm is taken as NOTHING: 0 × -inf is no number.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def _outcomes(student: torch.Tensor, target: Target) -> tuple[torch.Tensor, torc
     none = target.ids < 0
     ids = torch.where(none, target.ids[:, :1], target.ids)
     rest = student.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-    named = target.logs.exp().masked_fill(none, 0)
-    teacher = torch.cat([named, (1 - named.sum(1, keepdim=True)).clamp(min=FLOOR)], 1)
-    logs = (teacher / teacher.sum(1, keepdim=True)).log()
+    named = target.logs.clamp(min=NOTHING).masked_fill(none, -torch.inf)
+    left = (1 - named.exp().sum(1, keepdim=True)).clamp(min=FLOOR)
+    logs = torch.log_softmax(torch.cat([named, left.log()], 1), -1)
     missing = torch.nn.functional.pad(none, (0, 1))
     return torch.cat([student.gather(1, ids), rest], 1).masked_fill(missing, NOTHING), logs.masked_fill(missing, NOTHING)

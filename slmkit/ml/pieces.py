@@ -111,6 +111,10 @@ class Spelling:
         self.at += len(some[: len(some) - len(self.open)].decode("utf-8", "replace"))
         return start
 
+    def end(self) -> int:
+        """How many characters the text has if it ends here: one that has not ended is marked."""
+        return self.at + bool(self.open)
+
 
 def _belongs(some: bytes, byte: bytes) -> bool:
     """Is the byte of the character that these bytes begin?"""

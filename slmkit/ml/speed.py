@@ -20,7 +20,7 @@ from slmkit.errors import UsageError
 from slmkit.evidence import samples, timing
 from slmkit.evidence.timing import Batch
 from slmkit.ml import models, speed_http
-from slmkit.ml.writer import Ask, Token, Writer
+from slmkit.ml.writer import Ask, Token, Writer, Wrote
 from slmkit.steps import _speed
 from slmkit.steps._speed import Speed
 from slmkit.steps._step import Context, Given
@@ -49,10 +49,11 @@ class InProcess:
         first, last, wrote = [0.0] * rows, [0.0] * rows, [0] * rows
         started = time.perf_counter()
 
-        def each(row: int, _: Token) -> bool:  # a token is known here only when the device has it: nothing is left running
-            now = time.perf_counter() - started
-            first[row] = first[row] or now
-            last[row], wrote[row] = now, wrote[row] + 1
+        def each(row: int, token: Token | Wrote) -> bool:  # a token is known here only when the device has it: nothing is left running
+            if isinstance(token, Token):
+                now = time.perf_counter() - started
+                first[row] = first[row] or now
+                last[row], wrote[row] = now, wrote[row] + 1
             return True
 
         self.writer.write([Ask(ids, new, self.ends) for ids in prompts], each)

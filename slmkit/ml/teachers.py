@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from slmkit.errors import Problem, RecipeError
+from slmkit.errors import Problem, RecipeError, StepFailed
 from slmkit.ml import batches, divergence, loss, models, teacher, vocabulary
 from slmkit.ml.divergence import Target, together
 from slmkit.ml.examples import Example
@@ -69,17 +70,34 @@ class Local:
         self.some = loss.keeps_logits(self.model)
         rows = self.model.get_output_embeddings().weight.shape[0]
         if rows < known:
-            raise RecipeError([Problem(f"{given.name} has {rows} rows in its output layer for {known} tokens", mend=vocabulary.MEND)])
+            raise RecipeError([Problem(f"teacher: {given.name} has {rows} rows in its output layer for {known} tokens", mend=vocabulary.MEND)])
 
     @torch.no_grad()
     def __call__(self, rows: list[Example], keep: bool = False) -> Target:
         found = []
         with torch.autocast(self.where.type, enabled=False):
             for start in range(0, len(rows), ROWS):
-                batch = {k: v.to(self.where) for k, v in batches.pad(rows[start : start + ROWS]).items()}
+                part = rows[start : start + ROWS]
+                batch = {k: v.to(self.where) for k, v in batches.pad(part).items()}
                 logits, _ = loss.logits_of(self.model, batch, self.some)
-                found.append(Target(torch.log_softmax(logits[:, : self.known].float(), -1)))
+                logs = torch.log_softmax(logits[:, : self.known].float(), -1)
+                _numbers(logs[:, 0], part)
+                found.append(Target(logs.clamp_(min=divergence.NOTHING)))
         return together(found)
+
+
+def _numbers(some: torch.Tensor, rows: list[Example]) -> None:
+    """some: one logarithm of each place. One that is no number makes all of its place such."""
+    broken = some.isnan().nonzero()
+    if len(broken):
+        first, ends = int(broken[0]), list(accumulate(e.trained for e in rows))
+        row = next(e for e, end in zip(rows, ends, strict=True) if first < end)
+        what = f"the teacher's probabilities are no numbers at {len(broken)} places of {len(rows)} rows, first in {_name(row)}"
+        raise StepFailed(what, mend="its weights or its number format are broken: see what it writes by `slmkit serve`", key="teacher")
+
+
+def _name(row: Example) -> str:
+    return row.place("") if row.file else f"line {row.line}"
 
 
 class Remote:
@@ -95,7 +113,8 @@ class Remote:
     def __call__(self, rows: list[Example], keep: bool = False) -> Target:
         keys = [e.ids.tobytes() + repr(e.spans).encode() for e in rows]
         new = {key: e for key, e in zip(keys, rows, strict=True) if key not in self.said}
-        asked = logprobs.of(self.route, self.model, [e.ids.tolist() for e in new.values()], self.k) if new else []
+        names = [_name(e) for e in new.values()]
+        asked = logprobs.of(self.route, self.model, [e.ids.tolist() for e in new.values()], self.k, names) if new else []
         found = {key: self._target(places, e) for (key, e), places in zip(new.items(), asked, strict=True)}
         if keep:
             self.said |= found

@@ -41,7 +41,9 @@ def probe(student, route: Route, model: str, used: Iterable[int]) -> None:
     try:
         read = [t for one in logprobs.read(route, model, texts) for t in one]
     except UsageError as e:  # numbers beyond its vocabulary, or a server that takes texts alone
-        what = f"the teacher takes no tokens by the numbers that the student's tokenizer gives ({e.what[:160]}): its vocabulary is another"
+        if e.key != route.block:
+            raise
+        what = f"teacher: it takes no tokens by the numbers that the student's tokenizer gives ({e.what[:160]}): its vocabulary is another"
         raise RecipeError([Problem(what, mend=MEND)]) from e
     mine = [student.decode([i], clean_up_tokenization_spaces=False) for i in ids]
     apart = [(i, a, b) for i, a, b in zip(ids, mine, read, strict=True) if not _alike(a, b)]
@@ -57,4 +59,4 @@ def _alike(one: str, other: str) -> bool:
 
 def _refuse(what: str, apart: list[tuple]) -> None:
     said = "; ".join(f"{i} is {mine!r} here and {theirs!r} there" for i, mine, theirs in apart)
-    raise RecipeError([Problem(f"student and teacher have different vocabularies: {what} ({said})", mend=MEND)])
+    raise RecipeError([Problem(f"teacher: student and teacher have different vocabularies: {what} ({said})", mend=MEND)])

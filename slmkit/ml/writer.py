@@ -56,13 +56,13 @@ class Token:
 class Wrote:
     """What came of an Ask. finish: stop or length. prompt: logprobs of the prompt's tokens, where echoed (the first has none).
 
-    ended: whether by a token that ends turns, which is not among tokens.
+    end: the token that ended it, where one of the Ask's ends did; it is not among tokens.
     """
 
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
-    ended: bool = False
+    end: Token | None = None
     prompt: list[Token] = field(default_factory=list)
 
 
@@ -78,9 +78,9 @@ class Writer:
 
     @torch.inference_mode()
     def write(self, asks: list[Ask], each: Callable[[int, Any], bool] | None = None) -> list[Wrote]:
-        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written; False ends that row.
+        """Answers to all asks, as one batch. each(row, token) hears of every token as it is written, the end's too; False ends that row.
 
-        Before them it hears of the prompt's tokens, as one list, where their logprobs are reported.
+        Before them it hears of the prompt's tokens, as one list, where their logprobs are reported; after them of what was Wrote.
         """
         wrote = [Wrote() for _ in asks]
         live = list(range(len(asks)))
@@ -100,6 +100,8 @@ class Writer:
                 if self._take(wrote[index], token, asks[index], heard):
                     going.append(row)
                     chosen.append(token.id)
+                elif each is not None:
+                    each(index, wrote[index])
             if not going:
                 break
             if len(going) < len(live):
@@ -140,7 +142,7 @@ class Writer:
             wrote.finish = "length"
             return False
         if token.id in ask.ends:
-            wrote.finish, wrote.text, wrote.ended = "stop", self._text(ask, wrote), True
+            wrote.finish, wrote.text, wrote.end = "stop", self._text(ask, wrote), token
             return False
         wrote.tokens.append(token)
         if ask.stop:

@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmkit.ml import completions, responses
 from slmkit.ml.completions import BadRequest, Speaker
-from slmkit.ml.writer import Ask, Token
+from slmkit.ml.writer import Ask, Token, Wrote
 from slmkit.serve.bench import Bench, Job
 
 LOG = logging.getLogger("uvicorn.error")
+GONE = "the client has hung up"  # an answer that nobody reads
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _speaker(served: Served, name: Any) -> Speaker:
 async def _complete(served: Served, request: Request, kind: str) -> Any:
     try:
         body = json.loads(await request.body())
+    except ClientDisconnect:
+        raise HTTPException(499, GONE) from None
     except (ValueError, RecursionError) as e:
         raise BadRequest(f"the body is no JSON: {e}") from None
     if not isinstance(body, dict):
@@ -137,7 +141,7 @@ async def _unless_gone(request: Request, job: Job) -> list:
     try:
         await asyncio.wait({watch, job.done}, return_when=asyncio.FIRST_COMPLETED)
         if not job.done.done():
-            raise HTTPException(499, "the client has hung up")  # nobody reads it
+            raise HTTPException(499, GONE)
         return job.done.result()
     finally:
         job.gone.set()
@@ -145,7 +149,7 @@ async def _unless_gone(request: Request, job: Job) -> list:
 
 
 async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counted: bool) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece of text that is whole, the end with its reason, usage if asked for, [DONE].
+    """Server-sent events: a chunk for each piece of text that is whole, each answer's end with its reason, usage if asked for, [DONE].
 
     What fails on the way ends in an event that says so, and no [DONE]: its status was sent long before.
     """
@@ -162,20 +166,14 @@ async def _stream(served: Served, job: Job, speaker: Speaker, chat: bool, counte
             if row.ask.echo and row.ask.top_logprobs is None:  # else it comes with its logprobs
                 yield _event(head | {"choices": [row.choice(responses.echoed(row.ask, speaker))]})
         while (one := await heard.get()) is not None:
-            piece, token = rows[one[0]].add(one[1])
-            if piece or (piece is not None and token is not None):
-                yield _event(head | {"choices": [rows[one[0]].choice(piece, token)]})
+            for choice in rows[one[0]].heard(one[1]):
+                yield _event(head | {"choices": [choice]})
         if (broke := job.done.exception()) is not None:
             LOG.error("a streamed answer failed", exc_info=broke)
             yield _event(_told(500, _said(broke)))
             return
-        wrote = job.done.result()
-        for row, done in zip(rows, wrote, strict=True):
-            if rest := row.rest(done.text):
-                yield _event(head | {"choices": [row.choice(rest)]})
-            yield _event(head | {"choices": [row.choice(None, finish=done.finish)]})
         if counted:
-            yield _event(head | {"choices": [], "usage": responses.usage(job.asks, wrote)})
+            yield _event(head | {"choices": [], "usage": responses.usage(job.asks, job.done.result())})
         yield "data: [DONE]\n\n"
     finally:
         job.gone.set()
@@ -190,32 +188,43 @@ class _Row:
         self.sent = ""
         self.spelt = responses.spelling(ask, speaker)
 
-    def add(self, token: Token | list[Token]) -> tuple[str | None, Token | list[Token] | None]:
-        """(the text that may be sent now, the token where logprobs are wanted). A list is the prompt's, which is sent as it is."""
-        if isinstance(token, list):
-            return responses.echoed(self.ask, self.speaker), token
-        if token.id in self.ask.ends:
-            return None, None
-        self.ids.append(token.id)
-        text = self.speaker.pieces.text(self.ids, self.ask.goes_on)
-        hold = max((k for s in self.ask.stop for k in range(1, len(s) + 1) if text.endswith(s[:k])), default=0)
-        if text.endswith("\ufffd") or any(s in text for s in self.ask.stop):
-            return "", token if self.ask.top_logprobs is not None else None
-        whole = text[: len(text) - hold]
-        piece, self.sent = (whole[len(self.sent) :], whole) if len(whole) > len(self.sent) else ("", self.sent)
-        return piece, token if self.ask.top_logprobs is not None else None
+    def heard(self, of: Token | list[Token] | Wrote) -> Iterator[dict]:
+        """The choices that may be sent now: of a token, of the prompt's (a list), or of the end, which has what was held back and the reason."""
+        if isinstance(of, list):
+            yield self.choice(responses.echoed(self.ask, self.speaker), responses.prompt_logprobs(of, self.ask, self.speaker))
+        elif isinstance(of, Wrote):
+            rest, logs = self._more(of.text), None if of.end is None or self.chat else self._logprobs([], of.end)
+            if rest or logs:
+                yield self.choice(rest, logs)
+            yield self.choice(None, finish=of.finish)
+        elif of.id not in self.ask.ends:
+            piece, logs = self._more(self._whole(of.id)), self._logprobs([of])
+            if piece or logs:
+                yield self.choice(piece, logs)
 
-    def rest(self, text: str) -> str:
-        piece, self.sent = text[len(self.sent) :], text
+    def _whole(self, id_: int) -> str:
+        """As much of the text with this token as may be sent."""
+        self.ids.append(id_)
+        text = self.speaker.pieces.text(self.ids, self.ask.goes_on)
+        if text.endswith("\ufffd") or any(s in text for s in self.ask.stop):
+            return self.sent
+        hold = max((k for s in self.ask.stop for k in range(1, len(s) + 1) if text.endswith(s[:k])), default=0)
+        return text[: len(text) - hold]
+
+    def _more(self, text: str) -> str:
+        """What of it was not sent."""
+        piece = text[len(self.sent) :]
+        self.sent += piece
         return piece
 
-    def choice(self, piece: Any, token: Token | list[Token] | None = None, finish: str | None = None) -> dict:
-        logs = None
-        if isinstance(token, list):
-            logs = responses.prompt_logprobs(token, self.ask, self.speaker)
-        elif token is not None:
-            logs = {"content": responses.chat_logprobs([token], self.spelt)} if self.chat else \
-                responses.plain_logprobs([token], self.spelt, self.ask.numbered)
+    def _logprobs(self, tokens: list[Token], end: Token | None = None) -> dict | None:
+        if self.ask.top_logprobs is None:
+            return None
+        if self.chat:
+            return {"content": responses.chat_logprobs(tokens, self.spelt)}
+        return responses.plain_logprobs(tokens, self.spelt, self.ask.numbered, end)
+
+    def choice(self, piece: Any, logs: dict | None = None, finish: str | None = None) -> dict:
         if not self.chat:
             return {"index": self.index, "text": piece or "", "logprobs": logs, "finish_reason": finish}
         delta = piece if isinstance(piece, dict) else ({"content": piece} if piece is not None else {})

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from slmkit.ml.writer import Token
+
 LINGER, LONGEST_LINGER = 0.01, 0.2  # seconds without a new request after which a batch begins; and in all
 
 
 @dataclass(eq=False)
 class Job:
-    """asks of one HTTP request, for one model. heard: called in the loop with (ask's index, token), where tokens are streamed."""
+    """asks of one HTTP request, for one model. heard: called in the loop with (ask's index, what the Writer tells of it), where they are streamed."""
 
     model: str
     asks: list[Any]
@@ -30,7 +32,7 @@ class Job:
     gone: threading.Event = field(default_factory=threading.Event)
     taken: int = 0  # asks that a batch has taken
     wrote: list[Any] = field(default_factory=list)
-    told: list[list[int]] = field(init=False)  # for each ask, the tokens that `heard` was told of
+    told: list[list[int]] = field(init=False)  # for each ask, the marks of what `heard` was told of
 
     def __post_init__(self) -> None:
         self.told = [[] for _ in self.asks]
@@ -117,7 +119,7 @@ class Bench:
 
         def each(row: int, token: Any) -> bool:
             job, index, before = owner[row]
-            mark = -1 if isinstance(token, list) else token.id  # -1: the prompt's
+            mark = token.id if isinstance(token, Token) else -1  # -1: the prompt's tokens, or the end
             if before:  # tried again: what was streamed is not streamed twice
                 if before.pop(0) != mark:
                     raise RuntimeError("an answer that was begun with others came out differently alone")

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slmkit.errors import RecipeError, StepFailed
-from slmkit.ml import agreement, divergence, loss, teachers, vocabulary
+from slmkit.errors import RecipeError, StepFailed, UsageError
+from slmkit.ml import agreement, answers, divergence, loss, teachers, vocabulary
 from slmkit.ml.divergence import Target
 from slmkit.ml.examples import Example
 from slmkit.ml.objectives import gkd
@@ -88,6 +88,26 @@ def test_a_teacher_who_is_sure_or_rounds_up_gives_numbers():
     assert divergence.summed(alike, named(alike.log_softmax(1), 8), TINY, said("forward_kl")).item() == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("deep", [-120.0, -9999.0, -torch.inf])
+def test_a_token_that_the_teacher_rules_out_gives_numbers(kind, deep):
+    """exp(-120) is 0 in single precision. What little is left makes no difference to the divergence from a student who gives it little, too."""
+    student = logits(1, 2)
+    student[:, 9] = -60
+    student.requires_grad_()
+    target = Target(torch.tensor([[-0.2, -3.0, deep], [-0.1, deep, deep]]), torch.tensor([[3, 4, 9], [0, 1, 9]]))
+    found = divergence.summed(student, target, TINY, said(kind))
+    (gradient,) = torch.autograd.grad(found, student)
+    assert found.isfinite() and gradient.isfinite().all()
+    q = torch.cat([student.detach()[:1].double().softmax(1)[0, [3, 4]], torch.zeros(1)])
+    p = torch.tensor([-0.2, -3.0]).double().exp()
+    p, q[2] = torch.cat([p, 1 - p.sum()[None]]), 1 - q.sum()
+    kl = lambda a, b: (a * (a / b).log()).sum()  # noqa: E731
+    by_hand = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2}[kind]
+    alone = divergence.summed(student[:1], Target(target.logs[:1], target.ids[:1]), TINY, said(kind))
+    assert alone.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
 def test_rows_that_pad_an_embedding_take_no_part():
     student, logs = logits(1), logits(2).log_softmax(1)
     wider = torch.cat([student, torch.full((7, 60), 9.0)], 1)
@@ -138,6 +158,18 @@ def test_agreement_is_counted_place_by_place(tiny, other):
     assert told["agreement_gain"] == pytest.approx(1 - told["agreement_before"])
 
 
+def test_a_teacher_whose_numbers_are_none_is_told_with_the_row(other):
+    teacher = teachers.Local(given(other, "model", "teacher", digest="0" * 64), CPU, 384)
+    teacher.model.lm_head.weight = torch.nn.Parameter(teacher.model.lm_head.weight.clone())  # tied to the embedding, it would break all rows
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[299] = torch.nan
+    rows = [Example(k, array("i", [10, 11, 12]), ((0, 3),), "rows.jsonl") for k in range(1, 19)]
+    rows.append(Example(19, array("i", [20, 299, 22, 23]), ((2, 4),), "rows.jsonl"))
+    with pytest.raises(StepFailed, match="no numbers at 2 places of 3 rows, first in rows.jsonl:19") as e:
+        teacher(rows)
+    assert e.value.key == "teacher"
+
+
 def test_rows_are_held_out_where_no_others_are_given(tmp_path, tiny, other):
     rows = [Example(i, array("i", [1, 2, 3]), ((1, 3),)) for i in range(100)]
     (learned, held), again = gkd.hold_out(rows, 3), gkd.hold_out(rows, 3)
@@ -153,6 +185,15 @@ def test_rows_are_held_out_where_no_others_are_given(tmp_path, tiny, other):
 def test_the_students_own_steps_are_spread_evenly(share, wanted):
     assert [s for s in range(8) if gkd.turns(s, share)] == wanted
     assert sum(gkd.turns(s, 0.1) for s in range(1000)) == 100
+
+
+def test_a_students_own_answer_has_the_token_that_ended_it(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    asked = ([[10, 11, 12], [30, 31]], frozenset(), 8, 1.0, [1, 2], CPU)
+    whole = answers.sampled(model, tokenizer, *asked)
+    end = whole[0][3]
+    found = answers.sampled(model, tokenizer, asked[0], frozenset([end]), *asked[2:])
+    assert found == [one[: one.index(end) + 1] if end in one else one for one in whole] and len(found[0]) < 8 == len(whole[0])
 
 
 @pytest.mark.parametrize(("method", "precision"), [("qlora", "fp32"), ("qlora", "bf16"), ("full", "bf16")])
@@ -180,6 +221,7 @@ def test_a_teacher_of_other_tokens_is_refused_before_its_weights_are_looked_at(t
     (teacher / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(RecipeError, match=r"different vocabularies: 2 of \d+ ids stand for other tokens .*'a' here and 'b' there") as error:
         Tried(tmp_path / "run", tiny, "gkd", {"allow": ALLOW}, teacher=teacher)
+    assert error.value.problems[0].what.startswith("teacher: "), "the engine finds its place in the recipe by that"
     assert "distill" in str(error.value.problems[0].mend) and not (tmp_path / "run/state/checkpoints").exists()
 
 
@@ -236,15 +278,17 @@ def test_a_served_teacher_of_fewer_tokens_is_refused_as_a_clash(tiny, served):
     student.add_tokens([f"x{i}" for i in range(200)])
     with pytest.raises(RecipeError, match="its vocabulary is another") as e:
         vocabulary.probe(student, Route(served, None, None, 60), "t", range(vocabulary.known(student)))
-    assert "objective: sft" in e.value.problems[0].mend
+    assert "objective: sft" in e.value.problems[0].mend and e.value.problems[0].what.startswith("teacher: ")
+    with pytest.raises(UsageError, match="no URL of an endpoint") as wrong:
+        vocabulary.probe(student, Route("nowhere://x/v1", None, None, 60), "t", [1])
+    assert wrong.value.key == "teacher.base_url"
 
 
 def test_what_a_teacher_cannot_say_is_told(served):
     route = Route(served, None, None, 60)
-    with pytest.raises(Exception, match="20"):
-        logprobs.of(route, "t", [[1, 2, 3]], 50)
-    with pytest.raises(StepFailed, match="names 2 tokens by number where 3 were asked for"):
-        logprobs._places({"choices": [{"logprobs": {"top_logprobs": [None, {"token_id:1": -1.0, "token_id:2": -2.0}]}}]}, 2, 3)
+    with pytest.raises(UsageError, match="from 0 to 20, this is 50") as e:
+        logprobs.of(route, "t", [[1, 2, 3]], 50, ["a"])
+    assert e.value.key == "gkd.top_k" and "lower" in e.value.mend
 
 
 def test_a_batch_of_nothing_has_a_gradient(tiny):

@@ -120,3 +120,21 @@ def test_what_is_left_of_a_request_is_not_begun_when_nobody_waits_for_it(writer,
     found, rest = asyncio.run(one())
     assert len(found[0].tokens) == 12 and rest == [0, 0]
     assert [len(batch) for batch in watched.batches] == ([4, 0, 1] if breaks else [4, 1])
+
+
+@pytest.mark.parametrize("most", [4, 64])
+def test_each_answer_of_a_stream_ends_when_it_has_ended(writer, speaker, most):
+    """Not when the last one has: nothing comes of it after its reason, and others go on. `best_of` of as many as are wanted is all of them."""
+    body = MANY | {"max_tokens": 30, "temperature": 1.2, "stop": ["z"], "n": 1, "best_of": 1}
+    with listening(speaker, Bench(lambda _, asks, each: writer.write(asks, each), most)) as url:
+        whole = json.loads(post(f"{url}/completions", body)[1])["choices"]
+        raw = post(f"{url}/completions", body | {"stream": True})[1]
+        two = json.loads(post(f"{url}/completions", MANY | {"prompt": "to", "n": 2, "best_of": 2})[1])["choices"]
+    choices = [c for line in raw.split("\n\n")[:-2] for c in json.loads(line.removeprefix("data: "))["choices"]]
+    ends = {c["index"]: at for at, c in enumerate(choices) if c["finish_reason"]}
+    last = {c["index"]: at for at, c in enumerate(choices)}
+    assert ends == last and [choices[ends[c["index"]]]["finish_reason"] for c in whole] == [c["finish_reason"] for c in whole]
+    assert texts(choices) == texts(whole) and {c["finish_reason"] for c in whole} == {"stop", "length"} and len(two) == 2
+    first = min(ends, key=ends.get)
+    goes_on = [c["index"] for c in choices[ends[first] :] if c["text"] and c["index"] < most]
+    assert len(goes_on) > 2 * most, "those that were written beside it go on"

@@ -91,6 +91,7 @@ def test_a_stream_that_fails_says_so(writer, speaker):
 
 
 WRONG = [
+    ("stop", ""), ("stop", ["a", ""]),
     ("stop", 5), ("stop", [1]), ("stop", {"a": 1}), ("response_format", "x"), ("response_format", {"type": 5}), ("model", ["a"]), ("model", None),
     ("messages", [{"role": "user", "content": "\ud800"}]), ("messages", [{"role": "user", "content": 5}]), ("user", "\udfff"), ("model", "\ud800"),
     ("stream_options", "x"), ("stream_options", {"include_usage": "yes"}), ("messages", [{"role": "user", "content": [5]}]),
@@ -98,6 +99,7 @@ WRONG = [
     ("top_logprobs", 5), ("stream", "yes"), ("logprobs", 5),
 ]  # fmt: skip
 WRONG_PLAIN = [
+    ("best_of", 0),
     ("best_of", True), ("suffix", "x"), ("n", 0), ("n", 129), ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 5]), ("max_tokens", -1),
     ("best_of", 2), ("prompt", [True]), ("echo", "x"), ("return_tokens_as_token_ids", 1), ("prompt", "\ud800"), ("stop", 5),
 ]  # fmt: skip
@@ -142,4 +144,4 @@ def test_usage_counts_what_was_written(writer, speaker):
     at = whole.tokens[5].id
     ended = [dataclasses.replace(chat_asks(HI, speaker)[0], ends=frozenset([at]))]
     found = writer.write(ended)
-    assert found[0].finish == "stop" and usage(ended, found)["completion_tokens"] == len(found[0].tokens) + 1
+    assert found[0].finish == "stop" and usage(ended, found)["completion_tokens"] == len(found[0].tokens) + 1 and found[0].end.id == at

@@ -84,11 +84,12 @@ def events(raw: str) -> list[dict]:
 def offsets_hold(text: str, logs: dict) -> None:
     """Each token that is a text stands where it is said to; the others are at the character that they are a part of.
 
-    What the tokenizer put before the client's text is among the tokens, and in no text.
+    What the tokenizer put before the client's text is among the tokens, and in no text; nor is the end's, which stands behind it.
     """
     at = logs["text_offset"]
+    assert logs["tokens"][-1] == "<|im_end|>" and at[-1] == len(text)
     assert at == sorted(at) and len(at) == len(logs["tokens"]) == len(logs["token_logprobs"]) == len(logs["top_logprobs"])
-    for token, start in zip(logs["tokens"], at, strict=True):
+    for token, start in zip(logs["tokens"][:-1], at, strict=False):
         if token.startswith("bytes:"):
             assert text[start] in "äß中😀", (text, token, start)
         elif token == "<s>":
@@ -113,7 +114,8 @@ def test_the_tokens_of_a_completion_stand_where_it_says(reciter, echo):
     assert "".join(p["text"] for p in pieces) == whole["text"]
     told = [p["logprobs"] for p in pieces if p["logprobs"]]
     assert {key: [one for logs in told for one in logs[key]] for key in told[0]} == whole["logprobs"]
-    assert numbered["text_offset"] == whole["logprobs"]["text_offset"] and numbered["tokens"][-1] == f"token_id:{reciter.ids[-1]}"
+    assert numbered["text_offset"] == whole["logprobs"]["text_offset"]
+    assert numbered["tokens"][-2:] == [f"token_id:{i}" for i in (reciter.ids[-1], *reciter.speaker.ends)]
 
 
 def test_the_bytes_of_an_answers_tokens_are_its_text(reciter):
@@ -148,7 +150,7 @@ def test_whatever_a_model_writes_has_its_bytes_and_its_places(reciter):
             name, own, is_text, at = spelt.name(i), spelt.bytes_of(i), spelt.is_text(i), spelt.add(i)
             assert at >= last and (not own or not is_text or text[at : at + len(name)] == name), (ids, goes_on, name, at, text)
             said, last = said + (own or b""), at
-        assert said.decode("utf-8", "replace") == text, (ids, goes_on)
+        assert said.decode("utf-8", "replace") == text and spelt.end() == len(text), (ids, goes_on)
         plain = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if "\ufffd" not in plain or not pieces.single:
             assert pieces.text(ids) == plain, ids

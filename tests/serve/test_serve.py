@@ -208,6 +208,62 @@ def test_lm_eval_scores_over_it_as_it_scores_the_model(server, tmp_path):
     assert found["exact_match,none"] >= 0.8
 
 
+def test_lm_eval_finds_texts_as_likely_as_the_model_does(server, alone):
+    """local-completions beside --model hf, to the last token, where the model would end after the text (it leaves out what was written by itself)."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    folder = demo.path("teacher")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = []
+    for row, answer in zip(NOTES[:4], alone, strict=False):
+        text = tokenizer.apply_chat_template([{"role": "user", "content": row["note"]}], tokenize=False, add_generation_prompt=True)
+        begun, end = _parted(tokenizer, answer)
+        asked += [(text, answer), (text + begun, end), (text + begun, "low"), (text + begun[:10], end)]
+    assert all(len(tokenizer(choice, add_special_tokens=False)["input_ids"]) == 1 for _, choice in asked if len(choice) < 9)
+    after = server.client.completions.create(model="student", prompt=[a + b for a, b in asked], max_tokens=1, temperature=0)
+    assert [c.finish_reason for c in after.choices] == ["stop", "stop", "length", "stop"] * 4
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)]
+    # no logits_cache: lm-eval 0.4.13 mixes up requests whose tokens are the same and parted at another place
+    alike = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu", logits_cache=False)
+    expected = alike.loglikelihood(requests, disable_tqdm=True)
+    said = {"model": "student", "tokenizer": str(folder), "tokenizer_backend": "huggingface", "batch_size": 4}
+    api = LocalCompletionsAPI(base_url=f"{server.url}/completions", **said)
+    found = api.loglikelihood(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected] == [True, True, False, False] * 4
+    assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-3)
+    assert all(one < -1 for one, greedy in expected if not greedy)
+
+
+def _parted(tokenizer, answer: str) -> tuple[str, str]:
+    """All of it but its last token, and that."""
+    end = tokenizer.decode(tokenizer(answer, add_special_tokens=False)["input_ids"][-1:])
+    return answer.removesuffix(end), end
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_end_of_a_plain_completion_has_its_logprobs(server, alone, echo):
+    tokenizer = AutoTokenizer.from_pretrained(demo.path("teacher"))
+    begun, end = _parted(tokenizer, alone[0])
+    text = tokenizer.apply_chat_template([{"role": "user", "content": NOTES[0]["note"]}], tokenize=False, add_generation_prompt=True) + begun
+    body = {"model": "student", "prompt": text, "max_tokens": 9, "temperature": 0, "logprobs": 2, "echo": echo}
+    (whole,) = server.client.completions.create(**body).choices
+    assert whole.finish_reason == "stop" and whole.text == (text if echo else "") + end and whole.logprobs.tokens[-2:] == [end, "<|end|>"]
+    assert whole.logprobs.text_offset[-1] == len(whole.text) and -0.1 < whole.logprobs.token_logprobs[-1] <= 0
+    assert max(whole.logprobs.top_logprobs[-1], key=whole.logprobs.top_logprobs[-1].get) == "<|end|>"
+    pieces = [c for p in server.client.completions.create(**body, stream=True) for c in p.choices]
+    streamed = [p.logprobs for p in pieces if p.logprobs]
+    assert "".join(p.text for p in pieces) == whole.text and pieces[-1].finish_reason == "stop"
+    for key in ("tokens", "text_offset"):
+        assert [one for logs in streamed for one in getattr(logs, key)] == getattr(whole.logprobs, key)
+    at_once = server.client.completions.create(**body | {"prompt": text + end, "max_tokens": 1}).choices[0]
+    assert at_once.finish_reason == "stop" and at_once.logprobs.tokens[-1] == "<|end|>" and (echo or at_once.text == "")
+    told = server.chat(NOTES[0]["note"], logprobs=True)  # in chats as at OpenAI: the tokens are the answer
+    assert "".join(t.token for t in told.choices[0].logprobs.content) == told.choices[0].message.content == alone[0]
+    assert told.usage.completion_tokens == len(told.choices[0].logprobs.content) + 1
+
+
 def test_health_models_and_a_gentle_stop():
     one = Server("demo:student", "--api-key-env", "SERVE_KEY", SERVE_KEY="canary-55aa")
     root = one.url.removesuffix("/v1")
@@ -227,9 +283,13 @@ def test_health_models_and_a_gentle_stop():
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not json.loads(urllib.request.urlopen(f"{root}/health").read())["running"]:
         time.sleep(0.01)
+    with socket.create_connection(("127.0.0.1", int(root.rpartition(":")[2]))) as gone:  # with half of what it wanted to say
+        gone.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer canary-55aa\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.2)
+    time.sleep(0.2)
     code, err = one.stop()
     thread.join()
-    assert code == 0 and len(answers) == 1 and "canary" not in err and "Traceback" not in err
+    assert code == 0 and len(answers) == 1 and "canary" not in err and "Traceback" not in err and "rror" not in err, err
 
 
 def test_what_cannot_be_served_is_told(cli: Cli, server, tmp_path: Path):
