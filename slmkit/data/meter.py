@@ -33,7 +33,7 @@ class Meter:
             raise refused("it takes too much work: its loops, filters and comparisons read too much, too often")
 
     def make(self, size: int) -> None:
-        """So many characters are made, or are about to be; an entry of a list counts as CELL of them, or as CELL // 5 where it was there before."""
+        """So many characters are made, or are about to be; an entry of a list counts as some."""
         if size > MOST_CHARACTERS:
             raise refused(f"it makes too long a text or list: more than {MOST_CHARACTERS:,} characters")
         self.made += size
@@ -80,11 +80,8 @@ class Meter:
             yield value
 
     def listed(self, values: Iterable[Any]) -> list:
-        """All of them, counted; of a text, its characters."""
-        self.make((CELL if isinstance(values, str) else CELL // 5) * (len(values) if hasattr(values, "__len__") else 0))
-        found = list(self.counted(values))
-        self.make(0 if hasattr(values, "__len__") else CELL // 5 * len(found))
-        return found
+        """All of them, counted: half a million at most, in all lists together."""
+        return list(self.counted(values))
 
     def text(self, value: Any) -> str:
         """`str(value)`, weighed before it is written."""

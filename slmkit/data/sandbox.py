@@ -213,7 +213,6 @@ def _rewritten(tree):
             return nodes.Not(test, lineno=node.lineno) if operators == ["notin"] else test
         if {"in", "notin"} & set(operators):
             raise TemplateSyntaxError("`in` stands in a chain of comparisons; put brackets around it", node.lineno)
-        node.expr = through(node.expr, WEIGHED)
         for operand in node.ops:
             operand.expr = through(operand.expr, WEIGHED)
         return node

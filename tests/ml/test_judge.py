@@ -122,6 +122,13 @@ def test_a_judge_who_gave_one_verdict_may_fail_at_others(tmp_path, serve):
     assert (counts["judged"], counts["dropped"]) == (3, 17) and running.calls() == {"ok": 3 + 2 * 17} and len(found) == 20
 
 
+def test_what_has_no_verdict_is_not_judged_in_two_orders(tmp_path, serve):
+    """Of the eight that are asked about first, three have one: a second order of these, and of the other twelve, which are asked about at once."""
+    running = serve("tires")
+    asked(tmp_path, running.url, consistency=1.0).scores([group(*TEXTS, say=str(i)) for i in range(20)])
+    assert running.calls() == {"ok": (8 + 5) + (12 + 3 + 12) + 12}
+
+
 @pytest.mark.parametrize(("rule", "consistent", "earned"), [("fair", 1.0, [0.0, 0.5, 1.0, 0.75]), ("likes_the_first", 0.0, [0.75] * 4)])
 def test_two_orders_tell_how_far_a_judge_goes_by_place(tmp_path, serve, rule, consistent, earned):
     running = serve(rule)
