@@ -94,7 +94,8 @@ class Judge:
         """The error of a judge that gave no verdict on so many groups."""
         what = f"the judge {self.said.teacher.model} gave no verdict that can be read on {groups}; the last reason: {self.why or 'no reply'}"
         logged = "see its replies in events.jsonl (`no_verdict`), and " if self.logged else ""
-        mend = f"{logged}change `rubric`, `max_tokens` (now {self.said.max_tokens}) or the model of `teacher`: what was paid for is kept, and not asked again"
+        change = f"change `rubric`, `max_tokens` (now {self.said.max_tokens}) or the model of `teacher`"
+        mend = f"{logged}{change}: what was paid for is kept, and not asked again"
         return StepFailed(what, mend=mend, key=self.key)
 
     def _settle(self, open_: dict[str, Group], texts: dict[str, list[str]], found: dict[str, list[float]]) -> dict[str, Group]:
