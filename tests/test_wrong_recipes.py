@@ -49,6 +49,17 @@ steps:
     teacher: {model: t, api_key_env: KEY, base_url: "http://localhost:1"}}
 """
 
+JUDGED = """recipe: j
+steps:
+  rl:
+    kind: train
+    model: demo:student
+    data: rows.jsonl
+    objective: grpo
+    grpo: {rewards: [{judge: {rubric: good, teacher: {model: t, base_url: "http://localhost:1"}}}]}
+    validation: rows.jsonl
+"""
+
 CASES: dict[str, tuple[str | bytes, str, str]] = {
     # name: (text, expected line:column, words of the message or the help)
     "unknown top-level key": ("extra: 1\n" + GOOD, "1:1", "nothing reads the key `extra`"),
@@ -105,6 +116,8 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
     "literal token anywhere": (changed("rows.jsonl", "hf_abcdefghijklmnopqrstu"), "7:11", "a literal secret"),
     "key in place of its variable's name": (TEACH.replace("KEY", "9f8e-mine"), "5:38", "a literal secret"),
     "address without http": (TEACH.replace("http://", "").replace("KEY", "A_KEY"), "5:55", "help: where the endpoint is, from http:// or"),
+    "neither rows nor a share": (TEACH.replace("distill,", "distill, min_kept: 1.5,"), "4:31", "help: write a whole number (500), or a share"),
+    "a judge alone, and validation": (JUDGED, "9:5", "|     ^^^^^^^^^^"),
     "no teacher": (TEACH.replace("teacher:", "x:"), "3:3", "help: who answers:"),
     "epochs and max_steps": (changed("learning_rate: 1e-3", "max_steps: 5\n    epochs: 1"), "11:13", "keep one"),
     "lora with method full": (changed("method: lora", "method: full"), "9:11", "`lora` is read by"),

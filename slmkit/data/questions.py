@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slmkit.data import asked, jsontext, rows, sides
+from slmkit.data import asked, jsontext, rows, sandbox, sides
 from slmkit.data.faults import Record
 from slmkit.data.leaks import Asked, Exam
 from slmkit.errors import DataError, Problem
@@ -138,12 +138,11 @@ def _wording(said: Any):
     """A function from a document to the texts that stand for it, the rendered one first."""
     if not isinstance(said, str) or isinstance(said, _tasks.Function):
         return lambda doc: ["\n".join(v for v in doc.values() if isinstance(v, str))]
-    from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import TemplateError, Undefined, meta
 
-    environment = ImmutableSandboxedEnvironment()
+    environment = sandbox.environment(undefined=Undefined, trim_blocks=False, lstrip_blocks=False)
     try:
-        template, used = environment.from_string(said), meta.find_undeclared_variables(environment.parse(said))
+        template, used = sandbox.compiled(environment, said), meta.find_undeclared_variables(environment.parse(said))
     except TemplateError:
         return _wording(None)
 
@@ -151,8 +150,8 @@ def _wording(said: Any):
         if said in doc:
             return [str(doc[said])]
         try:
-            rendered = template.render(**{k: v for k, v in doc.items() if isinstance(k, str)})
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):  # a helper of lm-eval's that is not here
+            rendered = sandbox.render(environment, template, {k: v for k, v in doc.items() if isinstance(k, str)})
+        except (TemplateError, *sandbox.FAULTS):  # a helper of lm-eval's that is not here
             return _wording(None)(doc)
         columns = [doc[k] for k in doc if k in used and isinstance(doc[k], str) and len(doc[k]) >= WORDING]
         return [rendered, *columns]

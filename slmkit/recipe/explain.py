@@ -61,7 +61,9 @@ def pydantic_error(error: dict, model: type[BaseModel], where: Where, body: Any)
         mend = (f"did you mean `{near[0]}`? " if near else "") + f"allowed: {', '.join(allowed)}"
         return here, f"`{name}` cannot be {shown(given)}", mend, False
     if kind == "value_error":
-        return here, str(error["ctx"]["error"]), None, not inside
+        fault = error["ctx"]["error"]
+        key = getattr(fault, "key", None)  # steps/_step.py: Wrong
+        return (*where, key) if key else here, str(fault), getattr(fault, "mend", None), bool(key) or not inside
     if kind == "finite_number":
         return here, f"`{name}` must be a finite number, not {shown(given)}", None, False
     if kind == "bool_type":

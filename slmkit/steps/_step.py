@@ -49,6 +49,14 @@ class Part(_Frozen):
     """A nested block of a Config, such as `lora:`."""
 
 
+class Wrong(ValueError):
+    """What a validator finds. mend: the help line. key: of the step, where the fault is another key's than the one that is validated."""
+
+    def __init__(self, what: str, *, mend: str | None = None, key: str | None = None):
+        super().__init__(what)
+        self.mend, self.key = mend, key
+
+
 _TALK = {"messages", "tools", "system"}
 _PAIR = {"chosen", "rejected", "label"}
 READ_BY_FORMAT = {

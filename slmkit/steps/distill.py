@@ -19,7 +19,7 @@ from slmkit.steps import _modes, _tasks
 from slmkit.steps._answers import Filters, check_compared
 from slmkit.steps._fields import DataRefs, Device, Ref, Seed
 from slmkit.steps._modes import Generate, Judge, Mode, Preference, Rationale, Rewrite
-from slmkit.steps._step import Born, Columns, Context, How, Result, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Columns, Context, How, Result, StepConfig, StepExecution, Takes, Wrong
 from slmkit.steps._teacher import Budget, Prices, Teacher, TeacherRef
 
 VERSION = 1
@@ -102,6 +102,14 @@ class Config(StepConfig):
     """The most that may be spent: `{usd: 5, tokens: 2000000, requests: 10000}`."""
     prices: Annotated[Prices | None, How()] = None
     """What the teacher charges, per million tokens: `{input: 0.25, output: 2.0}`. Without them tokens are counted, and no dollars."""
+
+    @field_validator("min_kept", mode="before")
+    @classmethod
+    def _rows_or_share(cls, value: Any) -> Any:
+        rows = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not rows and not (isinstance(value, float) and 0 < value <= 1):
+            raise Wrong("`min_kept` is neither a number of rows nor a share of them", mend="write a whole number (500), or a share up to 1 (0.9)")
+        return value
 
     @field_validator("prompts")
     @classmethod

@@ -21,7 +21,7 @@ from pydantic.json_schema import SkipJsonSchema
 from slmkit.steps import _accelerate, _estimate, _forecast, _tasks
 from slmkit.steps._fields import DataRefs, Device, HeldOut, Ref, Seed
 from slmkit.steps._objectives import NOT_READ, Dpo, Gkd, Grpo, Kto
-from slmkit.steps._step import Born, Context, Part, Result, Stands, StepConfig, StepExecution, Takes
+from slmkit.steps._step import Born, Context, Part, Result, Stands, StepConfig, StepExecution, Takes, Wrong
 from slmkit.steps._teacher import Teacher, TeacherRef
 
 VERSION = 3
@@ -193,7 +193,8 @@ class Config(StepConfig):
     @classmethod
     def _judged(cls, value: Grpo | None, info: Any) -> Grpo | None:
         if value and info.data.get("validation") is not None and all(r.judge for r in value.rewards):
-            raise ValueError("`validation` needs a reward besides `judge`, which compares answers with one another; add one, or remove it")
+            what = "`validation` needs a reward besides `judge`, which compares answers with one another; add one, or remove it"
+            raise Wrong(what, key="validation")
         return value
 
     @field_validator("reward_code")

@@ -21,6 +21,7 @@ from slmkit.data.read import shown, tallied
 from slmkit.steps._step import Columns, Given
 
 KNOWN = "`messages`, `prompt`, `instruction`, `conversations`, `text`"
+HELD = 'it holds prompts, such as `{"prompt": "…"}` a line; or name another in `prompts`'
 OWN = ("completion", "answer", "output", "label")
 """Columns in which a row beside `prompt` or `text` may have its own answer."""
 
@@ -70,7 +71,7 @@ class Prompts:
                 self.count += 1
         tally.check()
         if not self.count:
-            raise broken_file(", ".join(shown(Path(g.path)) for g in self.given), "the file holds no rows")
+            raise broken_file(", ".join(shown(Path(g.path)) for g in self.given), "the file holds no rows", HELD)
         self.dropped = dict(tally.reasons)
         return self
 

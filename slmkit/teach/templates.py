@@ -33,9 +33,7 @@ class Template:
         try:
             self.compiled = sandbox.compiled(self.environment, TURN.sub(lambda m: f"\x1e{nonce}:{m[1]}\n", text), self.name, self.path)
         except jinja2.TemplateError as e:
-            raise RecipeError([self._problem(f"no template: {e}", getattr(e, "lineno", 0) or 0)]) from None
-        except RecursionError:
-            raise RecipeError([self._problem("no template: it is nested too deeply", 0)]) from None
+            raise RecipeError([self._problem(f"no template: {e}", getattr(e, "lineno", 0) or 0, sandbox.help_with(self.environment, e))]) from None
 
     def _problem(self, what: str, line: int, mend: str | None = None) -> Problem:
         lines = self.text.splitlines()
@@ -46,15 +44,16 @@ class Template:
         """The messages that are sent for one row. Raises DataError, naming the template's line and the row, when it does not fit."""
         try:
             text = sandbox.render(self.environment, self.compiled, values)
-        except (self.errors, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as e:
+        except (self.errors, *sandbox.FAULTS) as e:
             said = f"{e}" if isinstance(e, self.errors) else f"{type(e).__name__}: {e}"
-            mend = f"a template here knows {', '.join(f'`{name}`' for name in values)}"
+            mend = sandbox.BOUNDS if sandbox.bounded_by(e) else f"a template here knows {', '.join(f'`{name}`' for name in values)}"
             raise DataError([self._problem(f"the template does not fit {place}: {said[:300]}", _line_of(e), mend)]) from None
         parts = self.turn.split(text)
         found = [("user", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
         messages = [{"role": role, "content": said.strip()} for role, said in found if said.strip()]
         if not messages:
-            raise DataError([self._problem(f"the template renders to nothing for {place}", 0)])
+            mend = f"write what the teacher is told; a template here knows {', '.join(f'`{name}`' for name in values)}"
+            raise DataError([self._problem(f"the template renders to nothing for {place}", 0, mend)])
         return messages
 
 
@@ -64,7 +63,8 @@ def load(name: str, given: Path | None) -> Template:
     try:
         return Template(path.read_text(encoding="utf-8"), shown(path))
     except UnicodeDecodeError as e:
-        raise RecipeError([Problem(f"no template: it is not UTF-8 ({e.reason} at byte {e.start})", shown(path))]) from None
+        what = f"no template: it is not UTF-8 ({e.reason} at byte {e.start})"
+        raise RecipeError([Problem(what, shown(path), mend="save it as UTF-8")]) from None
 
 
 def _line_of(error: BaseException) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_copies_near_copies_and_contradictions():
 def test_punctuation_tells_sums_apart():
     facts = xray.measure(chat([("2 - 3", "a"), ("2 + 3", "b")]), None)
     assert [v["rows"] for v in facts["duplicates"].values()] == [0, 0, 0]
+
+
+def test_a_task_whose_template_would_use_up_memory_is_read_without_it(tmp_path):
+    bomb = "\"{{ (q * 9).replace(' ', 'y' * 99999).replace('y', 'z' * 99) }}\""
+    peaks = []
+    tracemalloc.start()
+    try:
+        for text in ("'{{ q }}'", "'{{ q }}'", bomb):  # the first call imports
+            tracemalloc.reset_peak()
+            facts = xray.measure(chat(PLAIN), None, (task(tmp_path, [{"q": PLAIN[0][0]}], text),))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            assert "leaks" in kinds(facts)
+        assert peaks[2] < peaks[1] + 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_leaks_to_the_letter_with_another_answer_nearly_and_inside(tmp_path):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 
 from slmkit.cli.verbs import load_and_plan
 from slmkit.data import rows
-from slmkit.errors import CannotRun
+from slmkit.errors import CannotRun, StepFailed
 from slmkit.ml import answers, judge, models, pairs
+from slmkit.ml.objectives import grpo as objective
 from slmkit.steps import train as step
 from slmkit.steps._objectives import Judge
 from slmkit.steps._step import Context
@@ -92,6 +93,42 @@ def test_a_group_without_a_verdict_is_dropped_and_teaches_nothing(tmp_path, serv
     assert verdicts.asked(step.Grpo(rewards=[{"judge": block(running.url)}]), 1, 9)["verdicts_at_most"] == 2, "plan counts on it"
 
 
+def test_a_judge_who_gives_no_verdict_is_left_after_eight_groups(tmp_path, serve):
+    groups = [group(*TEXTS, say=str(i)) for i in range(40)]
+    running = serve("garbled")
+    with pytest.raises(StepFailed, match="judge t gave no verdict that can be read on any of the first 8 groups.*the reply holds no JSON") as caught:
+        asked(tmp_path, running.url, consistency=1.0).scores(groups)
+    assert caught.value.key == "judge" and "no_verdict" in caught.value.mend and running.calls() == {"ok": 16}, "each of 8 twice, the other 32 never"
+    slowly = asked(tmp_path, running.url, name="slowly")
+    slowly.scores(groups[:5])
+    with pytest.raises(StepFailed, match="first 8 groups"):
+        slowly.scores(groups[5:20])
+    assert running.calls() == {"ok": 16} and slowly.told("slowly")["slowly_from_ledger"] == 16, "what was paid is kept"
+
+
+def test_a_judge_who_refuses_everything_is_left_with_its_reason(tmp_path):
+    running = teacher.start(tmp_path / "calls", refuse="ABCD")
+    try:
+        with pytest.raises(StepFailed, match="first 8 groups of answers; the last reason: 400: no$") as caught:
+            asked(tmp_path, running.url).scores([group(*TEXTS, say=str(i)) for i in range(40)])
+        assert "no_verdict" not in caught.value.mend and not running.calls().get("ok")
+    finally:
+        running.stop()
+
+
+def test_a_judge_who_gave_one_verdict_may_fail_at_others(tmp_path, serve):
+    running = serve("tires")
+    found, counts = asked(tmp_path, running.url).scores([group(*TEXTS, say=str(i)) for i in range(20)])
+    assert (counts["judged"], counts["dropped"]) == (3, 17) and running.calls() == {"ok": 3 + 2 * 17} and len(found) == 20
+
+
+def test_what_has_no_verdict_is_not_judged_in_two_orders(tmp_path, serve):
+    """Of the eight that are asked about first, three have one: a second order of these, and of the other twelve, which are asked about at once."""
+    running = serve("tires")
+    asked(tmp_path, running.url, consistency=1.0).scores([group(*TEXTS, say=str(i)) for i in range(20)])
+    assert running.calls() == {"ok": (8 + 5) + (12 + 3 + 12) + 12}
+
+
 @pytest.mark.parametrize(("rule", "consistent", "earned"), [("fair", 1.0, [0.0, 0.5, 1.0, 0.75]), ("likes_the_first", 0.0, [0.75] * 4)])
 def test_two_orders_tell_how_far_a_judge_goes_by_place(tmp_path, serve, rule, consistent, earned):
     running = serve(rule)
@@ -144,6 +181,37 @@ def test_training_with_a_judge_says_what_it_cost_and_pays_once(tmp_path, tiny, s
     (tmp_path / "b/ledgers").symlink_to(tmp_path / "a/ledgers")
     two = Tried(tmp_path / "b", tiny, "grpo", given_rows=bare(20), grpo=grpo, max_steps=3)
     assert two.bytes == one.bytes and running.calls()["ok"] == calls and two.values["judge_requests"] == 0
+
+
+def test_training_with_a_judge_who_tires_is_warned_of(tmp_path, tiny, serve):
+    grpo = {"rewards": [{"judge": block(serve("tires").url)}], "generations": 4, "max_new_tokens": 4}
+    tried = Tried(tmp_path, tiny, "grpo", given_rows=bare(20), grpo=grpo, max_steps=3)
+    lost = tried.values["judge_dropped"]
+    assert tried.values["judge_judged"] == 3 and lost > 3
+    assert f"no verdict that can be read on {lost} of {lost + 3} groups of answers" in str(tried.named("warning"))
+    assert [e["reply"] for e in tried.named("no_verdict")] == ["They are all good in their own way."] * 3
+
+
+def test_rewards_that_are_the_same_are_told_from_verdicts_that_are_not_there(tmp_path):
+    """What the trainer logged of twenty steps in which nothing was to learn: with a judge that tired, and with one that finds all alike."""
+    one = asked(tmp_path, "http://127.0.0.1:9/v1")
+
+    def ended(judged: int, dropped: int) -> str:
+        counts = {f"judge/judge/{k}": 0 for k in judge.COUNTS} | {"judge/judge/judged": judged, "judge/judge/dropped": dropped}
+        history = [{"frac_reward_zero_std": 1.0, "reward": 0.0, **counts} for _ in range(objective.ALIKE)]
+        with pytest.raises(StepFailed) as caught:
+            objective.Alike(None, None, {"judge": one}).on_log(None, TrainerState(log_history=history), TrainerControl())
+        return f"{caught.value.key}: {caught.value}"
+
+    assert "judge: the judge t gave no verdict that can be read on 60 of 80 groups of answers in 20 steps" in ended(1, 3)
+    assert "None: all rewards were the same within every group" in ended(3, 1)
+
+
+def test_a_short_training_without_a_verdict_is_no_training(tmp_path, tiny, serve):
+    said = {"rewards": [{"exact_match": {}}, {"judge": block(serve("garbled").url)}], "generations": 4, "max_new_tokens": 4}
+    with pytest.raises(StepFailed, match="no verdict that can be read on any of the .* groups") as caught:
+        Tried(tmp_path, tiny, "grpo", grpo=said, max_steps=1)
+    assert caught.value.key == "grpo.rewards.1.judge"
 
 
 def passed(folder: Path, prompts: rows.Rows) -> float:

@@ -53,5 +53,10 @@ def short_at_first(body: dict, number: int) -> dict:
     return _reply(dict(list(points.items())[:-1]) if number == 1 else points)
 
 
+def tires(body: dict, number: int) -> dict:
+    """Fair in its first three replies, and then never again."""
+    return fair(body, number) if number <= 3 else garbled(body, number)
+
+
 def garbled(body: dict, number: int) -> dict:
     return minds.said("They are all good in their own way.")

@@ -331,6 +331,14 @@ def test_wrong_recipes_are_told_before_any_call(cli, change, told):
     assert done.returncode == 2 and told in done.stderr, done.stderr
 
 
+def test_a_file_without_prompts_says_what_it_should_hold(cli):
+    cli.write("r.yaml", RECIPE.format(url="http://127.0.0.1:9/v1"))
+    (cli.folder / "prompts.jsonl").write_text("\n")
+    done = cli("distill", "r.yaml")
+    assert done.returncode == 2 and "the file holds no rows" in done.stderr, done.stderr
+    assert 'help: it holds prompts, such as `{"prompt"' in done.stderr
+
+
 def test_two_recipes_at_once_pay_for_a_request_once(cli, teach):
     teacher = teach(200, RECIPE.replace("timeout: 1.5", "timeout: 20"), latency=0.1, _500=0.03)
     other = (cli.folder / "r.yaml").read_text().replace("recipe: r", "recipe: s").replace("max_tokens: 20", "max_tokens: 20\n    min_kept: 2")

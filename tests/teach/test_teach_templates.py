@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import re
 import time
+import tracemalloc
+from pathlib import Path
 
 import pytest
 import yaml
 
+from slmkit.data import sandbox
 from slmkit.errors import DataError, RecipeError
 from slmkit.teach import templates
 from slmkit.teach.templates import Template
@@ -20,6 +25,10 @@ BUILT_IN = {
     "rationale": "5c835092a5e9a321", "rewrite": "048266771fd89ec2",
 }  # fmt: skip
 KNOWN = {"prompt": "p", "messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}], "row": {"a": "<b>"}}
+
+
+JINJA = Path(__file__).with_name("jinja")
+OFTEN = re.compile(r" @(\d+) (.*?) @ ")
 
 
 def test_the_built_in_templates_are_those_of_this_version():
@@ -34,8 +43,9 @@ def test_the_built_in_templates_are_those_of_this_version():
     ("a\n{% for i in range(10**9) %}x{% endfor %}", 2, "Range too big"), ("a\n{{ 'x' * 10**10 }}", 2, "too long a text"),
     ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", 1, "more than 100,000 turns"),
     ("{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}", 0, "more than 4,000,000 characters"), ("{{ 2 ** 2 ** 40 }}", 1, "too large a number"),
-    ("{{ 'x'.ljust(10 ** 10) }}", 1, "unsafe"), ("{{ '%9999999999d' % 1 }}", 1, "not allowed"), ("{{ 'x' | center(9999999999) }}", 1, "No filter"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 1, "RecursionError"), ("\n\n{{ answr }}", 3, "'answr' is undefined"),
+    ("{{ 'x'.ljust(10 ** 10) }}", 1, "`ljust` of a str is not allowed"),
+    ("{{ '%9999999999d' % 1 }}", 1, "not allowed"), ("{{ 'x' | center(9999999999) }}", 1, "No filter"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 1, "more than 50 deep"), ("\n\n{{ answr }}", 3, "'answr' is undefined"),
     ("{{ row.b }}", 1, "no attribute 'b'"), ("{{ 1 / 0 }}", 1, "ZeroDivisionError"), ("{% include 'x' %}", 1, "loader"),
     ("{{ prompt", 1, "no template"), ("a\n{% if %}", 2, "no template"), ("{{ lipsum() }}", 1, "undefined"), ("{{ cycler }}", 1, "undefined"),
     ("{% if false %}x{% endif %}", 0, "renders to nothing"),
@@ -47,6 +57,55 @@ def test_what_a_template_may_not_do_is_told_at_its_line(text, line, told):
     assert told in caught.value.render() and caught.value.render().startswith(f"mine.jinja:{line}:" if line else "mine.jinja: ")
     assert isinstance(caught.value, RecipeError) or "rows.jsonl:7" in caught.value.render() or "No filter" in told
     assert time.monotonic() - started < 3
+
+
+def test_no_template_uses_up_time_or_memory():
+    """By what it asks for, not by the clock: each ends at a bound, the same on any machine, and little is made before it. In the file, `A @60 B @ C`
+    has B sixty times."""
+    known = KNOWN | {"row": {"long": "ab " * 1000, "many": list(range(1000))}}
+    for line in JINJA.joinpath("costly.txt").read_text().splitlines():
+        template = Template(OFTEN.sub(lambda m: m[2] * int(m[1]), line), "mine.jinja")
+        if "{% for" not in line:
+            tracemalloc.start()
+        with pytest.raises(DataError) as caught:
+            template.messages("rows.jsonl:7", **known)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert "help: a template writes a text of its values" in caught.value.render() and peak < 60e6, (line, peak, caught.value.render())
+
+
+PLAIN = {
+    "prompt": "hello World's  end\nline two", "n": 7, "f": 2.5, "none": None, "long": "tr ue " * 9, "letters": ["b", "a", "B", "a"], "ns": [3, 1, 2],
+    "messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "déjà <b>"}, {"role": "user", "content": "z"}],
+    "row": {"a": "<b>", "b": [3, 1, 2], "items": "shadow", "c": {"x": 1, "y": [1, {"z": 2}]}}, "on": datetime.datetime(2026, 1, 2),
+}  # fmt: skip
+
+
+def test_what_is_counted_writes_what_jinja_writes():
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    ours, plain = sandbox.environment(), ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    same = JINJA.joinpath("same.txt").read_text().splitlines()
+    assert [t for t in same if sandbox.render(ours, sandbox.compiled(ours, t), PLAIN) != plain.from_string(t).render(PLAIN)] == []
+    template, work = sandbox.compiled(ours, "".join(same)), set()
+    for _ in range(3):
+        sandbox.render(ours, template, PLAIN)
+        work.add(ours.meter.work)
+    assert len(work) == 1, "the same work each time, whatever the clock says"
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("{% if %}", "help: `{{ prompt }}` writes a value"), ("{{ prompt | attr('x') }}", "help: a template has the filters abs, capitalize,"),
+    ("{{ prompt is fine }}", "help: a template has the tests boolean,"), ("{% for a in row %}" * 30 + "{% endfor %}" * 30, "nested too deeply"),
+    ("{{ 1 in [1] == true }}", "put brackets around it"), ("{{ prompt.upper }}", "call it with `()`"),
+    ("{{ row | map('upper') }}", "`| list` or `| join` does it"), ("{{ prompt.ljust(9) }}", "there are capitalize, casefold"),
+    ("{{ row.a }}{% if nope %}{% endif %}", "help: a template here knows `prompt`"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_template_comes_with_its_mend(text, told):
+    with pytest.raises((DataError, RecipeError)) as caught:
+        Template(text, "mine.jinja").messages("rows.jsonl:7", **KNOWN)
+    assert told in caught.value.render() and "help: " in caught.value.render()
 
 
 def test_what_a_template_may_do():

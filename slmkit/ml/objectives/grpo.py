@@ -101,10 +101,11 @@ class _Trainer(GRPOTrainer):
 
 
 class Alike(TrainerCallback):
-    """Ends a training in which there is nothing to learn: with a reason if every answer earns all there is, else with an error."""
+    """Ends a training in which there is nothing to learn: with a reason if every answer earns all there is, else with an error, which tells
+    rewards that are the same from verdicts that a judge did not give."""
 
-    def __init__(self, most: float | None, stop: Any):
-        self.most, self.stop = most, stop
+    def __init__(self, most: float | None, stop: Any, judges: dict[str, judge.Judge]):
+        self.most, self.stop, self.judges = most, stop, judges
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         last = [h for h in state.log_history if "frac_reward_zero_std" in h][-ALIKE:]
@@ -115,6 +116,10 @@ class Alike(TrainerCallback):
             self.stop(f"every answer earned all there is ({self.most:g}) for {ALIKE} steps")
             control.should_training_stop = True
             return
+        for name, one in self.judges.items():
+            lost, asked = judge.dropped(_sums(last, name))
+            if lost > asked / 2:
+                raise one.mute(f"{lost} of {asked} groups of answers in {ALIKE} steps, and all other rewards were the same within every group")
         raise StepFailed(
             f"all rewards were the same within every group for {ALIKE} steps (mean {reward:.3g}): nothing to learn from",
             mend="raise `grpo.temperature` or `grpo.generations`, give easier prompts, train with `objective: sft` first, "
@@ -159,7 +164,7 @@ def prepare(run: Run, data: Rows, validation: Rows | None) -> Prepared:
 
     return Prepared(
         (found.prompts, earns, ends, judges), steps(config, len(found.prompts)), values, measure if held_out else None,
-        course=lambda history: _course(history, earns), micro=micro, finish=finish, repeats=not judges,
+        course=lambda history: _course(run, history, earns, judges), micro=micro, finish=finish, repeats=not judges,
     )  # fmt: skip
 
 
@@ -171,7 +176,7 @@ def _judges(run: Run, earns: list[rewards.Reward]) -> dict[str, judge.Judge]:
         raise RecipeError([Problem(what, mend="change `batch_size`")])
     if run.world > 1 and any(r.judge.budget for r in asked):
         raise RecipeError([Problem("a judge's `budget` is held by one process, and several train here", mend="write `execution.processes: 1`")])
-    places = {r.name: f"grpo.rewards.{i}.judge.teacher" for i, r in enumerate(earns)}
+    places = {r.name: f"grpo.rewards.{i}.judge" for i, r in enumerate(earns)}
     return {r.name: judge.Judge(run.ctx, r.judge, r.name, run.config.seed, places[r.name]) for r in asked}
 
 
@@ -206,13 +211,26 @@ def micro_batch(run: Run, found: list[pairs.Prompt]) -> int:
     return memory.settle(run, longest, said.max_new_tokens, choices, None if asked == "auto" else asked)
 
 
-def _course(history: list[dict], earns: list[rewards.Reward]) -> dict[str, float]:
+def _sums(history: list[dict], name: str) -> dict[str, float]:
+    """What a judge's COUNTS came to."""
+    return {k: sum(h.get(f"judge/{name}/{k}", 0) for h in history) for k in judge.COUNTS}
+
+
+def _course(run: Run, history: list[dict], earns: list[rewards.Reward], judges: dict[str, judge.Judge]) -> dict[str, float]:
+    """Raises StepFailed for a judge that gave no verdict from the first step to the last."""
     said = {"reward": "reward", "completion_tokens": "completions/mean_length", "kl": "kl"}
     said |= {f"reward_{kind}": f"reward_{kind}" for kind in KINDS}
     said |= {f"reward_of_{r.name}": f"rewards/{r.name}/mean" for r in earns}
     values = {k: v for name, key in said.items() for k, v in preference.tenths(history, key, name).items()}
-    for name in (r.name for r in earns if r.judge):
-        values |= judge.summary(name, {k: sum(h.get(f"judge/{name}/{k}", 0) for h in history) for k in judge.COUNTS})
+    for name, one in judges.items():
+        sums = _sums(history, name)
+        values |= judge.summary(name, sums)
+        lost, asked = judge.dropped(sums)
+        if asked and lost == asked:
+            raise one.mute(f"any of the {asked} groups of answers")
+        if lost > asked / 2 and run.rank == 0:
+            what = f"the judge gave no verdict that can be read on {lost} of {asked} groups of answers, which taught nothing; the last: {one.why}"
+            run.ctx.log("warning", what=what)
     cut_off = preference.tenths(history, "completions/clipped_ratio", "ended")
     return values | {name: 1 - share for name, share in cut_off.items()}
 
@@ -235,7 +253,7 @@ def trainer(run: Run, model, prepared: Prepared) -> _Trainer:
         prompts=prompts, earns=earns, ends=ends, batch_size=config.batch_size, counted=counted,
     )  # fmt: skip
     most = None if any(r.top is None for r in earns) else sum(r.weight * r.top for r in earns)
-    made.add_callback(Alike(most, lambda why: _stop(made, why)))
+    made.add_callback(Alike(most, lambda why: _stop(made, why), judges))
     return made
 
 
