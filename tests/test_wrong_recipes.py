@@ -115,6 +115,10 @@ CASES: dict[str, tuple[str | bytes, str, str]] = {
     "literal API key": (changed("base: demo:student", "base: demo:student\napi_key: sk-abcdefghijklmnop1234"), "3:10", "api_key_env"),
     "literal token anywhere": (changed("rows.jsonl", "hf_abcdefghijklmnopqrstu"), "7:11", "a literal secret"),
     "key in place of its variable's name": (TEACH.replace("KEY", "9f8e-mine"), "5:38", "a literal secret"),
+    "key written with an escape": (TEACH.replace("KEY", '"9f8e-mi\\x6ee"'), "5:38", "a literal secret"),
+    "key as a number": (TEACH.replace("KEY", "98765432"), "5:38", "a literal secret"),
+    "key in a list": (TEACH.replace("KEY", "[9f8e-mine]"), "5:38", "a literal secret"),
+    "login in an address without http": (TEACH.replace("http://localhost:1", "me:9f8e-mine@localhost:1/v1"), "5:53", "a literal secret"),
     "address without http": (TEACH.replace("http://", "").replace("KEY", "A_KEY"), "5:55", "help: where the endpoint is, from http:// or"),
     "neither rows nor a share": (TEACH.replace("distill,", "distill, min_kept: 1.5,"), "4:31", "help: write a whole number (500), or a share"),
     "a judge alone, and validation": (JUDGED, "9:5", "|     ^^^^^^^^^^"),
@@ -140,7 +144,7 @@ def test_wrong_recipe(name: str, cli: Cli) -> None:
     if text and not text.isspace() and isinstance(text, str) and not text.startswith("#"):
         assert "^" in done.stderr, done.stderr
     assert "help:" in done.stderr or "already" in done.stderr or "`" in done.stderr
-    assert "sk-abcdef" not in done.stderr and "hf_abcdef" not in done.stderr and "9f8e-mine" not in done.stderr
+    assert "sk-abcdef" not in done.stderr and "hf_abcdef" not in done.stderr and all(k not in done.stderr for k in ("9f8e-mi", "98765432"))
     assert not (cli.folder / "artifacts").exists()
 
 

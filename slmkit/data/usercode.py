@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,8 @@ def function(file: Path, name: str, what: str, example: str) -> Callable[..., An
     """The function of that name. what: the file in words, example: a function that would do, for errors. Raises RecipeError for a file that
     cannot be run or lacks it."""
     called = getattr(_module(file, what), name, None)
+    if inspect.iscoroutinefunction(called):
+        raise RecipeError([Problem(f"`{name}` is `async`, and is called as it is", str(file), mend=f"write `{example}`")])
     if not callable(called):
         raise RecipeError([Problem(f"{file.name} has no function `{name}`", str(file), mend=f"write `{example}`")])
     return called
@@ -28,9 +31,12 @@ def _module(file: Path, what: str) -> ModuleType:
     name = f"slmkit_user_code_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, str(file)))
     module, before = importlib.util.module_from_spec(spec), set(sys.modules)
+    sys.modules[name] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
     except SyntaxError as e:
+        if e.filename != str(file):  # of what it runs
+            raise RecipeError([Problem(f"{what} cannot be imported: SyntaxError: {e}", str(file), line(file, e))]) from e
         problem = Problem(f"this is no Python: {e.msg}", str(file), e.lineno or 0, e.offset or 0, (e.text or "").rstrip("\n"))
         raise RecipeError([problem]) from None
     except (Exception, SystemExit) as e:  # noqa: BLE001  the user's code may raise anything

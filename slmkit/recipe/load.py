@@ -46,6 +46,8 @@ def load(
     for text in below if name else ():
         sets.append(f"steps.{name}.{text}")
         overrides.apply_set(doc, sets[-1])
+    if below and (found := secrets.find(doc)):
+        raise RecipeError(found)
     if froms and name:
         overrides.apply_from(doc, name, froms, _registry.load(_kind(doc, name)).takes)
     loader = _Loader(doc, path)

@@ -16,7 +16,7 @@ _SHAPES = re.compile(
     r"(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
     r"|AIza[0-9A-Za-z_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY)"
 )
-_LOGIN = re.compile(r"\w+://[^/\s@]*:[^/\s@]*@")  # in the address of an endpoint; one of data is refused where it is read
+_LOGIN = re.compile(r"(\w+://)?[^/\s@]*:[^/\s@]*@")  # in the address of an endpoint; one of data is refused where it is read
 _KEYS = re.compile(r"(.*[_-])?(api[_-]?key|secret|password|passwd|access[_-]?token|auth[_-]?token|bearer|token)\Z", re.I)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")  # of an environment variable: what stands in its place is the secret itself
 
@@ -36,19 +36,20 @@ def find(doc: Document) -> list[Problem]:
 
 
 def _walk(doc: Document, value: Any, where: Where):
-    if isinstance(value, dict):
-        for key, below in value.items():
-            yield from _walk(doc, below, (*where, key))
+    key = next((p for p in reversed(where) if isinstance(p, str)), "")
+    if key == "api_key_env" and value is not None and not (isinstance(value, str) and _NAME.match(value)):
+        yield _hidden(doc, where)
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _walk(doc, below, (*where, name))
     elif isinstance(value, list):
         for index, below in enumerate(value):
             yield from _walk(doc, below, (*where, index))
-    elif isinstance(value, str) and value:
-        key = next((p for p in reversed(where) if isinstance(p, str)), "")
-        shaped = key == "base_url" and _LOGIN.match(value) or key == "api_key_env" and not _NAME.match(value)
-        if shaped or _SHAPES.search(value) or _KEYS.match(key):
-            mark = doc.mark(where)
-            hidden = mark.source.replace(value, "*" * len(value))
-            yield replace(
-                mark.problem("a literal secret", MEND),
-                source=_SHAPES.sub("***", hidden),
-            )
+    elif isinstance(value, str) and value and (_SHAPES.search(value) or _KEYS.match(key) or (key == "base_url" and _LOGIN.match(value))):
+        yield _hidden(doc, where)
+
+
+def _hidden(doc: Document, where: Where) -> Problem:
+    """Nothing of the line is shown from the value on: it may be written with escapes, or in several parts."""
+    problem = doc.mark(where).problem("a literal secret", MEND)
+    return replace(problem, source=_SHAPES.sub("***", problem.source[: problem.column - 1]) + "***", width=3)

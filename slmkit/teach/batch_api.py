@@ -57,7 +57,8 @@ def field(response: Any, name: str) -> str:
     found = getattr(response, name, None)
     if not isinstance(found, str) or not found:
         what = f"the batch API answered without `{name}`: {' '.join(str(response).split())[:120]}"
-        raise CannotRun(what, mend="everything is kept, and the same command goes on; where it stays so, set `execution.transport: auto`")
+        mend = "everything is kept, and the same command goes on; where it stays so, set `execution.transport: auto`"
+        raise CannotRun(what, mend=mend, key="teacher")
     return found
 
 
@@ -119,7 +120,10 @@ def _read(lines: Iterator[str], name: str) -> Iterator[dict]:
         if not line.strip():
             continue
         try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError):
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
             mend = "everything is kept, and the same command goes on"
-            raise CannotRun(f"the file of answers {name} is no JSON lines: {line[:120]}", mend=mend) from None
+            raise CannotRun(f"the file of answers {name} is no JSON lines: {line[:120]}", mend=mend, key="teacher")
+        yield said

@@ -223,8 +223,8 @@ class _Batches:
             if lines is None:
                 gone = f"the answers of batch {batch.id} are not at the endpoint any more"
             for said in lines or ():
-                if said.get("custom_id") in asked:
-                    failed += self._one(desk, asked.pop(said["custom_id"]), said)
+                if isinstance(name := said.get("custom_id"), str) and name in asked:
+                    failed += self._one(desk, asked.pop(name), said)
         if gone:
             self.told("warning", what=f"{gone}: {len(asked)} requests are asked again")
         why = gone or f"batch {done.status}"
@@ -235,7 +235,8 @@ class _Batches:
                 desk.refused(request, desk.budget.most(request), why)
         batch.end()
         if done and done.status == "failed":
-            faults = "; ".join(e.message for e in (done.errors.data if done.errors and done.errors.data else [])[:3])
+            told = getattr(done.errors, "data", None) or done.errors or ()
+            faults = "; ".join(str(getattr(e, "message", e)) for e in (told if isinstance(told, list) else [told] if told else [])[:3])
             raise UsageError(f"the endpoint refused the batch {batch.id}: {faults or 'no reason given'}", mend="see what it says")
         return [r for r in asked.values() if self._again(desk, r, why)] + failed
 
@@ -261,16 +262,17 @@ class _Batches:
 
     def _one(self, desk: Desk, request: Request, said: dict) -> list[Request]:
         """Keep one answer. Returns the request if it must be asked again."""
-        held, response = desk.budget.most(request), said.get("response") or {}
+        held, response = desk.budget.most(request), _object(said.get("response"))
         if response.get("status_code") == 200:
             try:
-                desk.keep(request, answer(response["body"]), held)
+                desk.keep(request, answer(response.get("body")), held)
                 return []
             except Malformed as e:
                 why = str(e)
         else:
-            fault = (response.get("body") or {}).get("error") or said.get("error") or {}
-            why = f"{response.get('status_code', 'error')}: {fault.get('message', '')}"[:200]
+            told = _object(response.get("body")).get("error") or said.get("error") or ""
+            fault = _object(told)
+            why = f"{response.get('status_code', 'error')}: {fault.get('message') or told}"[:200]
             if fault.get("code") in ROW_CODES:
                 desk.refused(request, held, why)
                 desk.drop(request, why)
@@ -284,3 +286,8 @@ class _Batches:
             return True
         desk.drop(request, f"no answer in {self.terms.trials} batches; the last: {why}")
         return False
+
+
+def _object(value: Any) -> dict:
+    """An object where there should be one; endpoints say otherwise at times."""
+    return value if isinstance(value, dict) else {}

@@ -125,6 +125,7 @@ class _Dispatcher:
         tokens = most_input(request) // 4 + request.most
         while not self.fatal:
             if self.desk.come_meanwhile(request):
+                self.pace.last_success = time.monotonic()  # of another process, from the same endpoint
                 return
             held = self.desk.budget.most(request)
             fits = self.desk.budget.fits(held)
@@ -191,7 +192,8 @@ class _Dispatcher:
         elif trials >= self.manners.retries and failure.means != "busy":
             self.desk.drop(request, f"no answer in {trials + 1} trials; the last: {failure.why}")
         else:  # `after` of a busy endpoint holds for all requests: the pace knows of it
-            pause = backoff(trials) if failure.after is None else 0.0 if failure.means in ("busy", "slow") else failure.after
+            own = min(failure.after or 0.0, self.manners.patience) if failure.means not in ("busy", "slow") else 0.0
+            pause = backoff(trials) if failure.after is None else own
             self._later(request, trials + 1, pause)
 
     def _hopeless(self, failure: Failure) -> CannotRun | None:
@@ -206,8 +208,10 @@ class _Dispatcher:
         if self.pace.broken and silent > patience:
             mend = "all answers so far are kept: run the same command again when it is back"
             return CannotRun(f"{url} has answered nothing for {silent:.0f} s; the last failure: {failure.why}", mend=mend, key=block)
-        if failure.after is not None and silent + failure.after > patience:
-            what = f"{url} wants to be left alone for {failure.after:.0f} s ({failure.why}), {silent:.0f} s after its last answer"
+        rest = failure.after if failure.means in ("busy", "slow") and failure.after else 0.0
+        alone = len(self.tasks) <= 1  # what else is in flight may be answered yet
+        if rest > patience or (rest and alone and silent + rest > patience):
+            what = f"{url} wants to be left alone for {rest:.0f} s ({failure.why}), {silent:.0f} s after the last answer"
             mend = f"all answers so far are kept: run the same command again then (`execution.patience` of a distill step is {patience:g} s)"
             return CannotRun(what, mend=mend, key=block)
         return None

@@ -82,7 +82,7 @@ def enough(written: Written, least: float | int, share: float | None = None) -> 
     if share and written.rows and not written.held_out:
         what = f"none of the {kept} rows was drawn into `validation`"
         raise StepFailed(what, mend="the answers are kept: hold out a larger share, or ask about more prompts", key="validation")
-    made = written.made - written.dropped["surplus"]  # which nobody wanted
+    made = written.made - written.dropped["surplus"] - written.dropped["broken"]  # which nobody wanted, and which were to be skipped
     wanted = least if isinstance(least, int) else least * made
     if kept < max(1, wanted):
         told = ", ".join(f"{name} {count}" for name, count in ordered(written.dropped)) or "nothing was made"

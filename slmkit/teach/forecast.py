@@ -72,9 +72,9 @@ def _calls(
         stages = iter(importlib.import_module(f"slmkit.teach.modes.{config.mode}").stages(job))
         seen = _seen(next(stages)(), book, batched)
         later = distill.verdicts(config, seen.all)
-        if later and seen.known == seen.all:  # all answers are here: the questions about them can be made out
+        if sure := bool(later) and seen.known == seen.all:  # all answers are here: the questions about them can be made out
             later = min(later, _seen(next(stages)(), book, batched).new)
-        return _told(seen, later, book, desk.budget, config)
+        return _told(seen, later, sure, book, desk.budget, config)
     finally:
         if book is not None:
             book.close()
@@ -114,8 +114,8 @@ def _seen(requests: Iterable[Request], book: Ledger | None, batched: set[str]) -
     return seen
 
 
-def _told(seen: _Seen, later: int, book: Ledger | None, budget: Budget, config: Any) -> dict[str, int | str]:
-    """later: the most verdicts that come after."""
+def _told(seen: _Seen, later: int, sure: bool, book: Ledger | None, budget: Budget, config: Any) -> dict[str, int | str]:
+    """later: the most verdicts that come after; sure: they will all be asked for."""
     if not seen.all:
         return {}
     told: dict[str, int | str] = {"calls": seen.new}
@@ -138,7 +138,7 @@ def _told(seen: _Seen, later: int, book: Ledger | None, budget: Budget, config: 
             told["cost"] = f"~{usd:.2g} USD" if recent else f"at most ~{usd:.2g} USD"
         if rate := _rate(recent):
             told["seconds"] = round(seen.new / rate)
-    if beyond := _beyond(budget, seen.new, later, tokens, usd):
+    if beyond := _beyond(budget, seen.new + later * sure, later * (not sure), tokens, usd):
         told["beyond"] = ", and ".join(beyond)
     return told
 

@@ -8,6 +8,7 @@ all of it is looked at: what is no logarithm of a probability is told with its p
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from slmkit.teach.pace import backoff
 
 AT_ONCE = 8  # requests in flight: a server batches them
 RETRIES = 6
+PATIENCE = 300.0  # seconds of rest that an endpoint may ask for
 NUMBERED = "token_id:"
 LEAST = -1e4  # what is less is taken for this, -inf too (in JSON vLLM writes -9999 for it)
 ABOVE = 0.05  # nats over 0 that a logarithm of a probability may have by rounding: of 16-bit numbers it has less
@@ -75,7 +77,11 @@ async def _one(endpoint: Endpoint, body: dict, room: asyncio.Semaphore) -> Any:
             except Failure as e:
                 if e.means == "row" or trial == RETRIES or (e.means == "unreachable" and trial >= 2):
                     what = f"{endpoint.route.base_url} gave no logprobs in {trial + 1} trials over {time.monotonic() - started:.0f} s: {e.why}"
-                    raise CannotRun(what, mend="check `teacher.base_url`; the same command goes on from the last checkpoint") from None
+                    mend = "check `teacher.base_url`; the same command goes on from the last checkpoint"
+                    raise CannotRun(what, mend=mend, key="teacher.base_url") from None
+                if (e.after or 0.0) > PATIENCE:
+                    what = f"{endpoint.route.base_url} wants to be left alone for {e.after:.0f} s ({e.why})"
+                    raise CannotRun(what, mend="the same command goes on from the last checkpoint then", key="teacher") from None
                 await asyncio.sleep(backoff(trial) if e.after is None else e.after)
     raise AssertionError("unreachable")
 
@@ -117,6 +123,8 @@ def _top(named: Any, k: int, where: str) -> list[tuple[int, float]]:
     for id_, value in pairs:
         if not isinstance(value, int | float) or isinstance(value, bool) or not value <= ABOVE:
             raise _no_teacher(f"the teacher says that token {id_} has the logprob {value!r} at {where}, which is no logarithm of a probability")
+    if (total := sum(math.exp(max(value, LEAST)) for _, value in pairs)) > math.exp(ABOVE):
+        raise _no_teacher(f"the teacher's probabilities add up to {total:.3g} at {where}")
     if len(pairs) < k:
         unnumbered = f", and {len(named) - len(pairs)} by their texts" if named and len(named) > len(pairs) else ""
         what = f"the teacher names {len(pairs)} tokens by number where {k} were asked for{unnumbered}, at {where}"

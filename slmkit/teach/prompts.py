@@ -153,7 +153,7 @@ def _read(row: dict) -> tuple[list[dict], str | None]:
     if "instruction" in row and row.get("input"):
         asked += "\n\n" + read_text(row["input"], "`input`")
     own = next((row[k] for k in OWN if isinstance(row.get(k), str) and row[k]), None)
-    return [*(formats.earlier(row) if "instruction" in row else ()), {"role": "user", "content": asked}], own
+    return [*(formats.earlier(row) if row.get("prompt") is None and "instruction" in row else ()), {"role": "user", "content": asked}], own
 
 
 def _tools(fields: dict, columns: Columns) -> list[dict]:

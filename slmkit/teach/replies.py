@@ -9,8 +9,11 @@ import json
 import re
 from typing import Any
 
-THOUGHT = re.compile(r"\A\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*|\A(.*?)^[ \t]*</think(?:ing)?>[ \t]*$\s*", re.DOTALL | re.MULTILINE)
-"""The second form is a reply whose prompt ended in `<think>`: only its end is written, on a line of its own."""
+THOUGHT = re.compile(r"\A\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL)
+"""At the beginning of a reply; one that does not end is all thinking."""
+ENDED = re.compile(r"\A((?:(?!<think|```).)*?)^[ \t]*</think(?:ing)?>[ \t]*$", re.DOTALL | re.MULTILINE)
+"""Of a reply whose prompt ended in `<think>` only the end is there, on a line of its own; where it was begun before, or code is shown, it is text."""
+BLANK = re.compile(r"\A(?:[ \t]*\n)+")
 FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 TRIALS = 64  # openings that are tried in one reply; a long text full of braces must not cost its square
 
@@ -27,17 +30,23 @@ _DECODER = json.JSONDecoder(parse_constant=_constant)
 
 
 def thought(text: str) -> tuple[str, str]:
-    """(what stands in <think>…</think> at the beginning, the rest)."""
-    if "</think" not in text:
+    """(what stands in <think>…</think> at the beginning, the rest without the blank lines before it)."""
+    found, rest = [], text
+    while match := THOUGHT.match(rest):
+        found.append(match[1].strip())
+        rest = rest[match.end() :]
+    if not found and "</think" in text and (match := ENDED.match(text)):
+        found, rest = [match[1].strip()], text[match.end() :]
+    if not found:
         return "", text
-    match = THOUGHT.match(text)
-    return ((match[1] or match[2] or "").strip(), text[match.end() :]) if match else ("", text)
+    apart = BLANK.sub("", rest)
+    return "\n".join(filter(None, found)), apart if apart != rest else rest.lstrip(" \t")
 
 
 def unfenced(text: str) -> str:
     """What stands in a code fence that is all of the text; the text as it is otherwise."""
     match = FENCE.fullmatch(text.strip())
-    return match[1].strip() if match else text
+    return match[1].strip() if match and "```" not in match[1] else text
 
 
 def value(text: str) -> Any:

@@ -35,9 +35,11 @@ def _python(given: Given) -> Callable[[Made], str | None]:
 
     def check(made: Made) -> str | None:
         try:
-            said = function([dict(m) for m in made.messages], made.answer, made.reference)
+            said = bool(function([dict(m) for m in made.messages], made.answer, made.reference))
         except (Exception, SystemExit) as e:  # noqa: BLE001  the user's function may raise anything
             what, mend = f"`verify` raised {type(e).__name__}: {e} (on {made.place})", "the answers are kept; return False for what it cannot judge"
+            if not usercode.line(given.path, e):  # it was not even entered, or what it gave is neither true nor false
+                mend = "the answers are kept; it is called as `verify(messages, answer, reference)` and gives True or False"
             raise StepFailed(what, where=usercode.place(given.path, e), mend=mend) from e
         return None if said else "verify said no"
 

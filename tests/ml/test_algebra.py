@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_model
+from tests.ml.conftest import make_model
 
 from slmkit.errors import StepFailed
 from slmkit.ml import models

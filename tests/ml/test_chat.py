@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CHATML, chats
+from tests.ml.conftest import CHATML, chats
 
 from slmkit.data import read
 from slmkit.data.rows import Row, of

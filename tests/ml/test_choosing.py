@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import chats, make_model, write_jsonl
+from tests.ml.conftest import chats, make_model, write_jsonl
 from pydantic import ValidationError
 
 from slmkit.errors import RecipeError, StepFailed

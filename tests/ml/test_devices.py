@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CITIES, write_jsonl
+from tests.ml.conftest import CITIES, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.errors import RecipeError

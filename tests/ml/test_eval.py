@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import chats, make_model, write_jsonl
+from tests.ml.conftest import chats, make_model, write_jsonl
 from test_train import run as train
 
 from slmkit.errors import CannotRun, UsageError

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
+from tests.ml.conftest import make_tokenizer
 from families import ends_of, tokenizer_of
 
 from slmkit.errors import RecipeError, StepFailed

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CHATML, chats, write_jsonl
+from tests.ml.conftest import CHATML, chats, write_jsonl
 from safetensors.torch import load_file, save_file
 from test_algebra import VARIANTS, adapter, merge
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import write_jsonl
+from tests.ml.conftest import write_jsonl
 
 from slmkit.errors import CannotRun
 from slmkit.ml import memory

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import chats, make_model, write_jsonl
+from tests.ml.conftest import chats, make_model, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.errors import DataError, RecipeError, StepFailed
@@ -266,7 +266,7 @@ def test_block_by_block_is_the_whole_model(tmp_path, tiny, family):
 
 
 def _family(folder, family):
-    from conftest import make_tokenizer
+    from tests.ml.conftest import make_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

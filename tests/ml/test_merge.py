@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import write_jsonl
+from tests.ml.conftest import write_jsonl
 from test_algebra import merge
 from test_train import run
 

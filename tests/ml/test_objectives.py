@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CITIES
+from tests.ml.conftest import CITIES
 from pydantic import ValidationError
 from safetensors.torch import load_file
 

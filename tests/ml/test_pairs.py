@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from conftest import chats
+from tests.ml.conftest import chats
 from families import ends_of, tokenizer_of
 from test_templates import SINGLE, THINKING, TOOL, TOOLS, assistant, changed, encode, spans, system, user
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import chats, write_jsonl
+from tests.ml.conftest import chats, write_jsonl
 
 from slmkit.errors import CannotRun, DataError, UsageError
 from slmkit.evidence import aggregates, samples

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import chats, write_jsonl
+from tests.ml.conftest import chats, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.data import read, rows

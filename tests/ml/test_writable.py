@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CITIES, write_jsonl
+from tests.ml.conftest import CITIES, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from slmkit.errors import RecipeError

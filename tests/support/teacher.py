@@ -130,7 +130,8 @@ def _serve(log: str, faults: dict) -> None:
                 choice = {"index": 0, "message": {"role": "assistant", "content": says(prompt)}, "finish_reason": "stop"}
                 note("ok", digest=hashlib.sha256(json.dumps([asked["body"]["messages"], asked["body"].get("seed")]).encode()).hexdigest(), **usage)
                 done = {"id": "x", "model": "t-1", "choices": [choice], "usage": usage}
-                out.append({"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": done}, "error": None})
+                out.append(odd["lines"][len(out)] | {"custom_id": asked["custom_id"]} if len(out) < len(odd.get("lines", ())) else
+                           {"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": done}, "error": None})
             for key, lines in (("output_file_id", out[::-1]), ("error_file_id", bad)):
                 if lines:
                     one[key] = f"file-{len(files)}"
@@ -196,7 +197,7 @@ def start(folder: Path, **faults) -> Teacher:
     mind: a function of tests/support/minds.py or judges.py that answers by the whole body, which is then kept in the log.
     batches: oddities of the batch API. expire_after: so many answers of the first batch, and nothing of the others; poll_status: of every look at
     the first batch; slow_create: seconds until a creation is answered; no_list: it cannot list batches; page: where a proxy's page comes
-    instead (upload, create, poll, content). after: seconds of Retry-After."""
+    instead (upload, create, poll, content); lines: what stands in place of the first answers. after: seconds of Retry-After."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"calls-{time.monotonic_ns()}.jsonl"
     log.touch()

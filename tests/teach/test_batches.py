@@ -137,6 +137,13 @@ def test_a_page_in_place_of_the_batch_api_is_told_and_loses_nothing(cli, teach, 
     assert teacher.calls()["batch"] == (where != "upload")
 
 
+def test_an_odd_line_of_a_batch_is_asked_again(cli, teach):  # noqa: F811
+    lines = [{"error": "boom"}, {"response": [1]}, {"response": {"status_code": 200}}, {"response": {"status_code": 500, "body": "bad"}}]
+    teach(6, batches={"lines": lines})
+    done = cli("distill", "r.yaml", "--json", *BATCH)
+    assert result(done)["rows"] + sum(result(done)["dropped"].values()) == 6, done.stderr
+
+
 def test_a_batch_that_is_gone_at_the_endpoint_is_asked_anew(cli, teach):  # noqa: F811
     teacher = teach(5, batches={"poll_status": 404})
     done = cli("distill", "r.yaml", "--json", *BATCH)

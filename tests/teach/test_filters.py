@@ -59,6 +59,36 @@ def test_verifiers(tmp_path):
     assert names(built({"verify": "python"}, code=tmp_path / "v.py"), [made("noitseuq a"), made("no")]) == [None, "verify"]
 
 
+ODD = """
+class Odd:
+    def __bool__(self): raise ValueError("neither")
+def verify(m, a, r): return Odd()
+"""
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class A:
+    x: int
+def verify(m, a, r): return A(1).x
+"""
+
+
+@pytest.mark.parametrize(("text", "kind", "told"), [
+    ("def verify(answer): return True", StepFailed, "called as `verify(messages, answer, reference)`"), (ODD, StepFailed, "v.py:3: `verify` raised"),
+    ("async def verify(m, a, r): return True", RecipeError, "is `async`"), (DATACLASS, None, ""),
+    ("exec('1 +')", RecipeError, "v.py:1: the verifier cannot be imported: SyntaxError"), ("1 +", RecipeError, "v.py:1:4: this is no Python"),
+])  # fmt: skip
+def test_a_verifier_that_is_none_is_told_with_its_place(tmp_path, text, kind, told):
+    (tmp_path / "v.py").write_text(text)
+    if kind is None:
+        assert built({"verify": "python"}, code=tmp_path / "v.py").why(made("four")) is None
+        return
+    with pytest.raises(kind) as e:
+        built({"verify": "python"}, code=tmp_path / "v.py").why(made("four"))
+    assert told in e.value.render()
+
+
 def test_a_verifier_that_fails_is_told_with_its_line(tmp_path):
     file = tmp_path / "v.py"
     file.write_text("def verify(messages, answer, reference):\n    x = 1\n    return int(answer)\n")
@@ -136,6 +166,9 @@ def test_earlier_turns_of_an_alpaca_row_are_asked_with_it(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"instruction": "And Monday?", "output": "Yes.", "history": [["Open on Sunday?", "No."]]}) + "\n")
     (one,) = Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),))
     assert [m["content"] for m in one.messages] == ["Open on Sunday?", "No.", "And Monday?"] and one.reference == "Yes." and one.text == "And Monday?"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "p", "instruction": "be brief", "history": "2020-2021"}) + "\n")
+    (one,) = Prompts((given(tmp_path / "p.jsonl", "dataset", "prompts"),))
+    assert [m["content"] for m in one.messages] == ["p"]
 
 
 def test_personal_data_also_in_rejected_answers_and_reasoning():

@@ -102,6 +102,7 @@ def test_what_is_no_completion_with_logprobs_is_told(endpoint, said):
     ({"token_id:1": math.inf, "token_id:2": -1.0}, "teacher", "logprob inf"), ({"token_id:1": 0.4, "token_id:2": -1.0}, "teacher", "logprob 0.4"),
     ({"token_id:1": "-1", "token_id:2": -1.0}, "teacher", "logprob '-1'"), ({"token_id:1": None, "token_id:2": -1.0}, "teacher", "logprob None"),
     ({"token_id:1": False, "token_id:2": -1.0}, "teacher", "logprob False"), ({"token_id:1": [-1.0], "token_id:2": -1.0}, "teacher", "no logarithm"),
+    ({"token_id:1": -0.01, "token_id:2": -0.01}, "teacher", "add up to 1.98"),
     ([-1.0, -2.0], "teacher", "should name tokens"), ({"token_id:1": -1.0}, "gkd.top_k", "names 1 tokens by number where 2 were asked for"),
     ({"token_id:-1": -1.0, "token_id:2": -1.0}, "gkd.top_k", "names 1 tokens by number where 2 were asked for, and 1 by their texts"),
     ({" a": -1.0, " b": -2.0}, "teacher", "names 0 tokens by number where 2 were asked for, and 2 by their texts"), (None, "teacher", "names 0"),
