@@ -119,13 +119,14 @@ class Store:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
+                number = os.pread(handle, 64, 0).decode(errors="replace").strip()  # it may not have written it yet
+                holder = f"process {number}" if number else "another process"
                 os.close(handle)
                 if not wait:
-                    what = f"{work.name} is being built by process {holder}"
+                    what = f"{work.name} is being built by {holder}"
                     raise Busy(what, where=work, mend="leave out --no-wait to wait for it") from None
                 if not told:
-                    waiting(f"{work.name} is being built by process {holder}; waiting for it")
+                    waiting(f"{work.name} is being built by {holder}; waiting for it")
                     told = True
                 time.sleep(0.2)
                 continue

@@ -44,7 +44,7 @@ class Group:
 class Judge:
     """One judge for one run. `scores` may be called again and again; close it in the end."""
 
-    def __init__(self, ctx: Context, said: Any, name: str, seed: int, key: str = "judge"):
+    def __init__(self, ctx: Context, said: Any, name: str, seed: int, key: str):
         """key: where it stands in the step, for errors."""
         self.said, self.seed, self.template, self.name, self.key, self.log = said, seed, templates.load("rank", None), name, key, ctx.log
         self.asking = asking.opened(ctx, name, said.teacher, said.budget, said.prices, key=f"{key}.teacher")

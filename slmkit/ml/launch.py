@@ -56,12 +56,12 @@ def wanted(execution: Any) -> int:
     if leader and told and told.processes is not None:
         if told.processes != leader.me.size:
             what = f"{told.file} says num_processes: {told.processes}, and torchrun or srun started {leader.me.size}"
-            raise UsageError(what, mend="start as many as it says, or change it")
+            raise UsageError(what, mend="start as many as it says, or change it", key="execution.accelerate")
         return leader.me.size
     if leader:
         if asked not in (1, "auto"):
             what = f"execution.processes: {asked} would start more processes in each of the {leader.me.size} that torchrun or srun started"
-            raise UsageError(what, mend="remove it: those are the processes that train")
+            raise UsageError(what, mend="remove it: those are the processes that train", key="execution.processes")
         return leader.me.size
     if asked != "auto":
         return asked

@@ -37,7 +37,8 @@ def check(config, execution, world: int, where: str) -> None:
         mend = "write `execution.processes: 2` or more (auto: one per GPU), or start it by torchrun"
         raise RecipeError([Problem("execution.sharding: fsdp with one process shares nothing", mend=mend)])
     if where == "mps":
-        raise CannotRun("execution.sharding: fsdp runs on CUDA and CPU, not on mps", mend="write `execution.sharding: none`")
+        mend = "write `execution.sharding: none`"
+        raise CannotRun("execution.sharding: fsdp runs on CUDA and CPU, not on mps", mend=mend, key="execution.sharding")
 
 
 def shard(model: torch.nn.Module, where: torch.device) -> torch.nn.Module:

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from tests.ml.conftest import make_model
 
 from slmkit.errors import StepFailed
 from slmkit.ml import models
 from slmkit.ml.algebra import Adapter
+from tests.ml.conftest import make_model
 from tests.support.drive import Driver, given
 
 CPU = torch.device("cpu")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.ml.conftest import CHATML, chats
 
 from slmkit.data import read
 from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
 from slmkit.ml import chat
 from slmkit.ml.chat import IGNORED
+from tests.ml.conftest import CHATML, chats
 from tests.support.drive import given
 
 END = 2  # <|im_end|>

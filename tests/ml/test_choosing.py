@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from tests.ml.conftest import chats, make_model, write_jsonl
 from pydantic import ValidationError
 
 from slmkit.errors import RecipeError, StepFailed
@@ -14,6 +13,7 @@ from slmkit.ml.quantizers import rtn
 from slmkit.steps import _candidates, _shapes
 from slmkit.steps import quantize as step
 from slmkit.steps.quantize import Config, Execution, estimate
+from tests.ml.conftest import chats, make_model, write_jsonl
 from tests.support.drive import Driver, given
 
 CANDIDATES = ["rtn-4-g32", "gptq-4-g32", "gptq-4-g32-act", "rtn-3-g32", "gptq-3-g32", "gptq-3-g32-act", "nf4"]

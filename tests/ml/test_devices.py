@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tests.ml.conftest import CITIES, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.errors import RecipeError
+from tests.ml.conftest import CITIES, write_jsonl
 from tests.ml.test_train import run
 from tests.support.drive import Driver, given
 

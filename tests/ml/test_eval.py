@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.ml.conftest import chats, make_model, write_jsonl
 from test_train import run as train
 
 from slmkit.errors import CannotRun, UsageError
 from slmkit.steps import eval as step
 from slmkit.steps._task_form import Task
+from tests.ml.conftest import chats, make_model, write_jsonl
 from tests.support.drive import Driver, given
 
 GENERATE = """\

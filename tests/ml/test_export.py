@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tests.ml.conftest import make_tokenizer
 from families import ends_of, tokenizer_of
 
 from slmkit.errors import RecipeError, StepFailed
@@ -18,6 +17,7 @@ from slmkit.ml.export import adapter as adapter_export
 from slmkit.ml.export import gguf_tokens, gguf_write, ollama, readings
 from slmkit.steps import export
 from slmkit.steps._estimate import Size
+from tests.ml.conftest import make_tokenizer
 from tests.support.drive import Driver, given
 
 gguf = pytest.importorskip("gguf")

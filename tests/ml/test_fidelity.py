@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from tests.ml.conftest import CHATML, chats, write_jsonl
 from safetensors.torch import load_file, save_file
 from test_algebra import VARIANTS, adapter, merge
 
 from slmkit.errors import StepFailed
 from slmkit.ml import fidelity, merging, models, probes
 from slmkit.steps import _fidelity
+from tests.ml.conftest import CHATML, chats, write_jsonl
 from tests.support.drive import Driver, given
 
 CPU = torch.device("cpu")

@@ -6,13 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tests.ml.conftest import write_jsonl
 
 from slmkit.errors import CannotRun
 from slmkit.ml import memory
 from slmkit.steps import _forecast, _memory
 from slmkit.steps import train as step
 from slmkit.steps._estimate import Size, weights
+from tests.ml.conftest import write_jsonl
 from tests.ml.test_train import run
 
 SHAPE = _memory.Shape(75_000_000, 75_000_000, 150_000_000, 13568 * 12, 12, 768, 2048, 512)

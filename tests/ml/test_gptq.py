@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from tests.ml.conftest import chats, make_model, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.errors import DataError, RecipeError, StepFailed
@@ -15,6 +14,7 @@ from slmkit.ml.quantizers import gptq as quantizer
 from slmkit.ml.quantizers import packed
 from slmkit.steps import quantize as quantize_step
 from slmkit.steps._estimate import weights
+from tests.ml.conftest import chats, make_model, write_jsonl
 from tests.support.drive import Driver, given
 
 
@@ -266,8 +266,9 @@ def test_block_by_block_is_the_whole_model(tmp_path, tiny, family):
 
 
 def _family(folder, family):
-    from tests.ml.conftest import make_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.ml.conftest import make_tokenizer
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     if family == "gpt2":

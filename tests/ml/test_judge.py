@@ -49,7 +49,7 @@ def asked(root: Path, url: str, seed: int = 0, name: str = "judge", **more) -> j
     (root / "state").mkdir(exist_ok=True)
     nothing = lambda *a, **k: None  # noqa: E731
     ctx = Context(root, root / "state", {}, step.Execution(), nothing, nothing, lambda name: "", ledgers=root / "ledgers")
-    return judge.Judge(ctx, Judge(**block(url, **more)), name, seed)
+    return judge.Judge(ctx, Judge(**block(url, **more)), name, seed, "grpo.rewards.0.judge")
 
 
 def group(*texts: str, say: str = "") -> judge.Group:
@@ -98,7 +98,7 @@ def test_a_judge_who_gives_no_verdict_is_left_after_eight_groups(tmp_path, serve
     running = serve("garbled")
     with pytest.raises(StepFailed, match="judge t gave no verdict that can be read on any of the first 8 groups.*the reply holds no JSON") as caught:
         asked(tmp_path, running.url, consistency=1.0).scores(groups)
-    assert caught.value.key == "judge" and "no_verdict" in caught.value.mend and running.calls() == {"ok": 16}, "each of 8 twice, the other 32 never"
+    assert caught.value.key == "grpo.rewards.0.judge" and "no_verdict" in caught.value.mend and running.calls() == {"ok": 16}, "each of 8 twice, the other 32 never"
     slowly = asked(tmp_path, running.url, name="slowly")
     slowly.scores(groups[:5])
     with pytest.raises(StepFailed, match="first 8 groups"):

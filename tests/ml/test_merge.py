@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from tests.ml.conftest import write_jsonl
 from test_algebra import merge
 from test_train import run
 
 from slmkit.errors import StepFailed
 from slmkit.ml import models
+from tests.ml.conftest import write_jsonl
 from tests.support.drive import Driver, given
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 200, 201, 9, 10, 2]])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.ml.conftest import CITIES
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -19,6 +18,7 @@ from slmkit.errors import DataError, RecipeError, StepFailed
 from slmkit.ml import checkpoints, training
 from slmkit.steps import train as step
 from slmkit.steps._step import Context
+from tests.ml.conftest import CITIES
 from tests.support.drive import given
 
 QUICK = {"model": "m", "data": "d", "max_steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 3e-3, "precision": "fp32",

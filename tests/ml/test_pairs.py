@@ -3,13 +3,13 @@
 from array import array
 
 import pytest
-from tests.ml.conftest import chats
 from families import ends_of, tokenizer_of
 from test_templates import SINGLE, THINKING, TOOL, TOOLS, assistant, changed, encode, spans, system, user
 
 from slmkit.data.rows import Row, of
 from slmkit.errors import DataError
 from slmkit.ml import chat, look, tokens
+from tests.ml.conftest import chats
 
 ASKED = (user("Where?"),)
 PREFERENCE = Row(3, messages=ASKED, chosen=(assistant("Graz."),), rejected=(assistant("I do not know."),))

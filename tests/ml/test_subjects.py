@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 import yaml
-from tests.ml.conftest import chats, write_jsonl
 
 from slmkit.errors import CannotRun, DataError, UsageError
 from slmkit.evidence import aggregates, samples
 from slmkit.steps import _tasks
 from slmkit.steps import eval as step
 from slmkit.steps._task_form import Task
+from tests.ml.conftest import chats, write_jsonl
 from tests.support import teacher as teachers
 from tests.support.drive import Driver, given
 

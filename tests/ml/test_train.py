@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.ml.conftest import chats, write_jsonl
 from safetensors.torch import load_file
 
 from slmkit.data import read, rows
@@ -18,6 +17,7 @@ from slmkit.errors import DataError, RecipeError, StepFailed, UsageError
 from slmkit.ml import batches, chat, checkpoints, loss, models, packing, training
 from slmkit.steps import train as step
 from slmkit.steps._step import Context
+from tests.ml.conftest import chats, write_jsonl
 from tests.support.drive import Driver, given
 
 QUICK = {"max_steps": 6, "batch_size": 4, "max_length": 64, "learning_rate": 3e-3, "precision": "fp32", "lora": {"r": 4, "alpha": 8}}

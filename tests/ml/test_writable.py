@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.ml.conftest import CITIES, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from slmkit.errors import RecipeError
 from slmkit.ml import adapters, answers, chat, models, writable
 from slmkit.steps.train import Lora
+from tests.ml.conftest import CITIES, write_jsonl
 from tests.ml.test_objectives import Tried
 from tests.ml.test_train import run
 from tests.support.drive import given
